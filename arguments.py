@@ -1,0 +1,141 @@
+"""The command line's machinery: flags made from one table, and errors of one line."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+ENVIRONMENT = "MountainCar-v0"
+
+
+class UsageError(Exception):
+    """Something that the user can mend: shown as one line, exit status 2."""
+
+
+class Hyperparameter(NamedTuple):
+    """One row of the table of hyperparameters; its type is that of its default."""
+
+    default: object
+    least: float
+    most: float
+    help: str
+
+    def parse(self, text):
+        """The value that `text` stands for; raises ArgumentTypeError if it is out of bounds.
+
+        A tuple's bounds hold for each of its comma-separated numbers.
+        """
+        if isinstance(self.default, tuple):
+            return tuple(self._number(part, int) for part in text.split(","))
+        return self._number(text, type(self.default))
+
+    def _number(self, text, kind):
+        name = {int: "a whole number", float: "a number"}[kind]
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {name}, not {text!r}") from None
+        if not self.least <= value <= self.most or math.isnan(value):
+            bounds = f"from {self.least:g} to {self.most:g}"
+            raise argparse.ArgumentTypeError(f"expected {name} {bounds}, not {text}")
+        return value
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, with errors of one line; a flag not given leaves no attribute."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **options)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+    def add_hyperparameters(self, table):
+        """Add a flag for each row of `table`, a dict of Hyperparameters."""
+        group = self.add_argument_group("hyperparameters (the tutorial's values are the default)")
+        for name, row in table.items():
+            group.add_argument(
+                flag(name),
+                type=row.parse,
+                metavar="N,N" if isinstance(row.default, tuple) else "N",
+                help=f"{row.help} (default {_text(row.default)})",
+            )
+
+
+def flag(name):
+    """The flag of a hyperparameter: `--batch-size` for `batch_size`."""
+    return "--" + name.replace("_", "-")
+
+
+def whole(least, most):
+    """An argparse type: a whole number within bounds."""
+    return Hyperparameter(0, least, most, "").parse
+
+
+def add_playing_flags(group, default):
+    """Add the flags that run.py and see.py share; `default` says how many episodes they play."""
+    group.add_argument(
+        "--episodes",
+        type=whole(1, 10**6),
+        metavar="N",
+        help=f"episodes to play (default {default})",
+    )
+    group.add_argument("--gif", metavar="FILE", help="write an animated GIF; needs no display")
+    group.add_argument("--images", action="store_true", help="write frames EPISODE_STEP.png here")
+    group.add_argument("--force", action="store_true", help="overwrite existing pictures")
+
+
+def parse_change(text):
+    """The (name, number) that `--set NAME=VALUE` stands for."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=NUMBER, such as gravity=0.002, not {text!r}"
+        )
+    return name, int(number) if number.is_integer() else number
+
+
+def parse_arguments(argv, hyperparameters, presets):
+    """The flags that were given, as a dict; a mistake prints one line and exits with 2."""
+    parser = Parser(
+        prog="run.py", description="Train a deep Q-learning policy on MountainCar, or watch one."
+    )
+    mode = parser.add_argument_group("what to do (by default: train)")
+    mode.add_argument("--model", metavar="X.h5", help="watch this snapshot's policy in a window")
+    mode.add_argument("--view", action="store_true", help="with --model: say so explicitly")
+    mode.add_argument("--eval", action="store_true", help="with --model: play without a window")
+    mode.add_argument(
+        "--train", action="store_true", help="with --model: train on from its weights"
+    )
+    mode.add_argument("--resume", type=Path, metavar="NAME-log", help="go on with a stopped run")
+    mode.add_argument("--test", action="store_true", help="try everything in a temporary folder")
+    add_playing_flags(mode, "100, or 1 for --gif and --images")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--env", metavar="ID", help=f"gym environment (default {ENVIRONMENT})")
+    run.add_argument(
+        "--set",
+        type=parse_change,
+        action="append",
+        metavar="NAME=VALUE",
+        help="change a number of the environment, such as gravity=0.002; can be repeated",
+    )
+    run.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="default: random")
+    run.add_argument("--threads", type=whole(0, 1024), metavar="N", help="0: all cores (default 1)")
+    run.add_argument("--name", help="of the run and its log folder (default: the date)")
+    shown = "; ".join(f"{name}: {_shown(values)}" for name, values in presets.items())
+    run.add_argument("--preset", choices=presets, help=f"default tutorial. {shown}")
+    parser.add_hyperparameters(hyperparameters)
+    return vars(parser.parse_args(argv))
+
+
+def _shown(values):
+    settings = (f"{flag(name)} {_text(value)}" for name, value in values.items())
+    return " ".join(settings) or "the tutorial's values"
+
+
+def _text(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

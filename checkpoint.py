@@ -1,0 +1,170 @@
+"""What lets a run be stopped at any step and go on as if it hadn't: its state, and the signals."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from arguments import UsageError
+from files import write_file
+from snapshot_reader import CHECKSUM
+
+VERSION = 1
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM: the first sets `number`, and the step at hand is finished.
+
+    A second one ends the process at once.
+    """
+
+    def __init__(self):
+        self.number = 0
+        signal.signal(signal.SIGINT, self._receive)
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, number, _frame):
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+
+    @property
+    def exit_status(self):
+        """130 after Ctrl-C, 143 after SIGTERM, as a shell reports them; 0 without either."""
+        return 128 + self.number if self.number else 0
+
+
+class TrainingError(Exception):
+    """Training can't go on: shown as one line, exit status 1."""
+
+
+def finite(array, step):
+    """`array` itself if all its numbers are finite; else TrainingError with the likely cause."""
+    if not math.isfinite(array.sum()):
+        raise TrainingError(
+            f"at step {step} the loss or the weights stopped being finite numbers: the values "
+            "diverged; a lower --learning-rate, or a --gamma further below 1, is the likely cure"
+        )
+    return array
+
+
+@dataclass
+class Episode:
+    """The running episode, with all that it takes to play it again up to where it is."""
+
+    number: int
+    seed: int
+    actions: list = field(default_factory=list)
+    episode_return: float = 0.0
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        self.started = time.perf_counter() - self.seconds
+
+    def add(self, action, reward):
+        """Count one step."""
+        self.actions.append(action)
+        self.episode_return += float(reward)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """What happens inside, an evaluation or saving, doesn't count as the episode's time."""
+        self.stop_clock()
+        yield
+        self.started = time.perf_counter() - self.seconds
+
+    def stop_clock(self):
+        """Set `seconds` to the time that the episode took up to now."""
+        self.seconds = time.perf_counter() - self.started
+
+    def replay(self, env):
+        """Bring `env` to where the episode is; return the observation there, float32."""
+        observation, _ = env.reset(seed=self.seed)
+        for action in self.actions:
+            observation, *_ = env.step(action)
+        return np.asarray(observation, np.float32)
+
+
+@dataclass
+class Progress:
+    """Where a run is."""
+
+    episode: Episode
+    step: int = 0
+    first_step: int = 0  # where this process took over
+    log_due: bool = False  # the running episode gets a log line when it ends
+    best_average: float = -math.inf
+    best_step: int = 0
+
+
+def save_state(path, settings, progress, parts, arrays):
+    """Save all that a run goes on from, as a sealed `.npz` of plain arrays and one JSON text.
+
+    Args:
+        settings: dict that JSON can hold.
+        progress: Progress.
+        parts: dict of numpy Generators, and of objects whose `get_state()` is a dict of arrays.
+        arrays: dict of further arrays.
+    """
+    generators = {}
+    for name, part in parts.items():
+        if isinstance(part, np.random.Generator):
+            generators[name] = part.bit_generator.state
+        else:
+            arrays.update({f"{name}.{key}": value for key, value in part.get_state().items()})
+    document = {
+        "version": VERSION,
+        "settings": settings,
+        "progress": asdict(progress),
+        "generators": generators,
+    }
+    text = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    content = io.BytesIO()
+    np.savez(content, json=text, **arrays)
+    data = content.getvalue()
+    write_file(path, lambda temporary: temporary.write_bytes(data + CHECKSUM.seal(data)))
+
+
+def load_state(path):
+    """Read what `save_state` wrote.
+
+    Returns:
+        dict of `settings`, `progress`, `generators` (their states) and `arrays`.
+
+    Raises:
+        UsageError: if there is no state, or it is damaged, or another version's.
+    """
+    try:
+        content = CHECKSUM.open(path.read_bytes())
+        if content is None:
+            raise ValueError("the file isn't whole")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = dict(file)
+        state = json.loads(arrays.pop("json").tobytes())
+    except OSError as error:
+        raise UsageError(f"--resume: {path}: {error.strerror.lower()}") from None
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"--resume: {path}: {error}") from None
+    if state.get("version") != VERSION:
+        raise UsageError(f"--resume: {path} is the state of another version of this program")
+    episode = Episode(**state["progress"].pop("episode"))
+    progress = Progress(episode, **state["progress"])
+    progress.first_step = progress.step
+    return {**state, "progress": progress, "arrays": arrays}
+
+
+def restore(state, parts):
+    """Give `parts`, as in `save_state`, back what `state` (of `load_state`) holds of them."""
+    for name, part in parts.items():
+        if isinstance(part, np.random.Generator):
+            part.bit_generator.state = state["generators"][name]
+        else:
+            prefix = f"{name}."
+            arrays = state["arrays"].items()
+            part.set_state({k.removeprefix(prefix): v for k, v in arrays if k.startswith(prefix)})

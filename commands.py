@@ -1,0 +1,138 @@
+"""What surrounds the algorithm: flags become settings, and a run's end becomes a report."""
+
+import contextlib
+import importlib.metadata
+import platform
+import secrets
+import shlex
+import sys
+import tempfile
+from argparse import Namespace
+
+import psutil
+
+from arguments import ENVIRONMENT, UsageError, flag
+from checkpoint import TrainingError
+from environments import make_environment
+from files import say
+from replay_buffer import row_width
+
+EPISODES = 100
+PLAYING = {"model", "view", "eval", "gif", "images", "force", "episodes", "env", "set", "seed"}
+TRAINING = {"model", "train", "env", "set", "seed", "threads", "name", "preset"}
+
+
+def refuse_others(given, flags, purpose):
+    """Raise UsageError if a flag was given that does nothing for this purpose."""
+    for name in given:
+        if name not in flags:
+            raise UsageError(f"{flag(name)} does nothing {purpose}; leave it out")
+
+
+def playing_options(given):
+    """From the flags: the environment's name, its changes, the seed, and options for `watch`."""
+    refuse_others(given, PLAYING, "when a policy is played")
+    options = {name: given[name] for name in ("eval", "gif", "images", "force") if name in given}
+    few = "gif" in given or "images" in given
+    options["episodes"] = given.get("episodes", 1 if few else EPISODES)
+    seed = given.get("seed", secrets.randbelow(2**31))
+    return given.get("env", ENVIRONMENT), dict(given.get("set", ())), seed, options
+
+
+def training_settings(given, hyperparameters, presets):
+    """A new run's settings: the flags over the preset over the defaults, checked.
+
+    Raises:
+        UsageError: if a flag does nothing here, or the values don't fit each other.
+    """
+    refuse_others(given, {*TRAINING, *hyperparameters}, "when a policy is trained")
+    defaults = {name: row.default for name, row in hyperparameters.items()}
+    defaults |= {"env": ENVIRONMENT, "set": (), "threads": 1, "name": None}
+    defaults |= {"preset": "tutorial", "seed": secrets.randbelow(2**31)}
+    preset = presets[given.get("preset", "tutorial")]
+    settings = Namespace(**{**defaults, **preset, **given})
+    settings.set = dict(settings.set)
+    env = make_environment(settings.env, settings.set)
+    if settings.batch_size > settings.buffer_size:
+        raise UsageError(
+            f"--batch-size: expected no more than the --buffer-size of {settings.buffer_size}, "
+            f"not {settings.batch_size}"
+        )
+    gigabytes = settings.buffer_size * row_width(env.observation_space.shape) * 4 / 2**30
+    free = psutil.virtual_memory().available / 2**30
+    if gigabytes > free:
+        raise UsageError(
+            f"--buffer-size: {settings.buffer_size} transitions take {gigabytes:.1f} GB, "
+            f"{free:.1f} GB are free"
+        )
+    return settings
+
+
+def resumed_settings(given, saved, step):
+    """A resumed run's settings: those it had, but for more steps and other threads.
+
+    Raises:
+        UsageError: if the run is finished, or another flag differs from what it had.
+    """
+    settings = Namespace(**saved)
+    settings.hidden = tuple(settings.hidden)
+    for name, value in given.items():
+        if name in ("max_steps", "threads"):
+            setattr(settings, name, value)
+        elif name != "resume" and (name not in saved or value != getattr(settings, name)):
+            raise UsageError(f"{flag(name)}: a resumed run keeps what it was started with")
+    if step >= settings.max_steps:
+        raise UsageError(f"--resume: the run is finished at step {step}; --max-steps may be raised")
+    return settings
+
+
+def plain(settings):
+    """Settings as a dict that JSON holds."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(settings).items()}
+
+
+def config(settings):
+    """What config.json tells of a run: its settings, what it ran on, and how it was started."""
+    packages = ("tensorflow", "keras", "gym", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions["python"] = platform.python_version()
+    return {**plain(settings), "versions": versions, "command": shlex.join(["python", *sys.argv])}
+
+
+def report(settings, folder, progress, seconds):
+    """Print how a training went, and the command for what to do next."""
+    steps = progress.step - progress.first_step
+    say(f"{steps} steps in {seconds:.1f}s, {steps / seconds:.1f} steps/s")
+    if progress.step < settings.max_steps:
+        say(f"Stopped at step {progress.step}, to go on:")
+        say(f"python run.py --resume {shlex.quote(str(folder))}")
+        return
+    label = progress.step
+    if progress.best_step:
+        label = "best"
+        say(f"Best episode_return_avg {progress.best_average:.3f} at step {progress.best_step}")
+    snapshot = folder / f"{folder.name.removesuffix('-log')}-{label}.h5"
+    command = ["python", "run.py", "--model", str(snapshot)]
+    if settings.env != ENVIRONMENT:
+        command += ["--env", settings.env]
+    for name, value in settings.set.items():
+        command += ["--set", f"{name}={value}"]
+    say("Watch it:")
+    say(shlex.join(command))
+
+
+def self_check(main, stop):
+    """Try every phase with small numbers in a temporary folder; TrainingError if one fails."""
+    few = "--max-steps 3000 --snapshot-every 2500 --eval-every 1500 --eval-steps 600"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for phase in (
+            f"--name test --seed 1 {few}",
+            "--resume test-log --max-steps 3500",
+            f"--model test-log/test-best.h5 --train --preset tuned --name again {few}",
+            "--model again-log/again-3000.h5 --eval --episodes 5",
+            "--model test-log/test-best.h5 --gif test.gif",
+        ):
+            say(f"> python run.py {phase}")
+            if main(phase.split(), stop) or stop.number:
+                raise TrainingError(f"the self-check failed at: python run.py {phase}")
+    say("Everything works.")

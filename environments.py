@@ -1,0 +1,54 @@
+"""gym environments: made quietly, checked for what the tool can train, changed by --set."""
+
+import contextlib
+import inspect
+import io
+
+from arguments import UsageError
+
+
+def make_environment(env_id, changes=None, render_mode=None):
+    """Make a gym environment with a flat Box observation and Discrete actions.
+
+    Args:
+        env_id: gym's name of it, such as "MountainCar-v0".
+        changes: dict of numbers of the environment to replace, such as {"gravity": 0.002}.
+        render_mode: None, "human" (gym's window) or "rgb_array" (frames).
+
+    Raises:
+        UsageError: if gym can't make it, or it isn't of that kind.
+    """
+    # gym's notice that it is unmaintained is nothing that a user of this tool can act on.
+    with contextlib.redirect_stderr(io.StringIO()):
+        import gym
+    try:
+        # The checker breaks on NumPy 2 and costs time in every step.
+        env = gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"--env {env_id}: gym can't make it: {reason}") from None
+    observations, actions = env.observation_space, env.action_space
+    supported = "only a flat Box observation with Discrete actions is supported"
+    if not isinstance(observations, gym.spaces.Box) or len(observations.shape) != 1:
+        raise UsageError(f"--env {env_id}: its observation is {observations}; {supported}")
+    if not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
+        raise UsageError(f"--env {env_id}: its action is {actions}; {supported}")
+    change_numbers(env.unwrapped, changes or {})
+    return env
+
+
+def change_numbers(env, changes):
+    """Replace numbers of the environment itself; UsageError names the ones it has."""
+    known = sorted(
+        name
+        for name, value in inspect.getmembers_static(env)
+        if isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and not name.startswith("_")
+    )
+    for name, value in changes.items():
+        if name not in known:
+            raise UsageError(
+                f"--set {name}: the environment has no such number, only {', '.join(known)}"
+            )
+        setattr(env, name, value)
