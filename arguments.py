@@ -50,21 +50,27 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
-    def add_hyperparameters(self, table):
-        """Add a flag for each row of `table`, a dict of Hyperparameters."""
+    def add_hyperparameters(self, table, **options):
+        """Add a flag for each row of `table`, a dict of Hyperparameters; options as argparse's."""
         group = self.add_argument_group("hyperparameters (the tutorial's values are the default)")
         for name, row in table.items():
             group.add_argument(
                 flag(name),
                 type=row.parse,
                 metavar="N,N" if isinstance(row.default, tuple) else "N",
-                help=f"{row.help} (default {_text(row.default)})",
+                help=f"{row.help} (default {as_text(row.default)})",
+                **options,
             )
 
 
 def flag(name):
     """The flag of a hyperparameter: `--batch-size` for `batch_size`."""
     return "--" + name.replace("_", "-")
+
+
+def as_text(value):
+    """A hyperparameter's value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def whole(least, most):
@@ -133,9 +139,5 @@ def parse_arguments(argv, hyperparameters, presets):
 
 
 def _shown(values):
-    settings = (f"{flag(name)} {_text(value)}" for name, value in values.items())
+    settings = (f"{flag(name)} {as_text(value)}" for name, value in values.items())
     return " ".join(settings) or "the tutorial's values"
-
-
-def _text(value):
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,27 +12,32 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from arguments import UsageError
-from files import write_file
+from files import write_sealed
 from snapshot_reader import CHECKSUM
 
+STATE_FILE = "state.npz"
 VERSION = 1
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM: the first sets `number`, and the step at hand is finished.
+    """Ctrl-C, SIGTERM and a closed terminal: the first sets `number`, and the step is finished.
 
-    A second one ends the process at once.
+    A second Ctrl-C or SIGTERM ends the process at once.
     """
 
     def __init__(self):
         self.number = 0
         signal.signal(signal.SIGINT, self._receive)
         signal.signal(signal.SIGTERM, self._receive)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # as `nohup` wants it
+            signal.signal(hangup, self._receive)
 
     def _receive(self, number, _frame):
-        if self.number:
+        # The shell and the system may both tell of one closed terminal.
+        if self.number and number in (signal.SIGINT, signal.SIGTERM):
             os._exit(128 + number)
-        self.number = number
+        self.number = self.number or number
 
     @property
     def exit_status(self):
@@ -101,6 +106,7 @@ class Progress:
     log_due: bool = False  # the running episode gets a log line when it ends
     best_average: float = -math.inf
     best_step: int = 0
+    evaluation_due: bool = False  # of this step: a stop cut it short
 
 
 def save_state(path, settings, progress, parts, arrays):
@@ -127,8 +133,7 @@ def save_state(path, settings, progress, parts, arrays):
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, json=text, **arrays)
-    data = content.getvalue()
-    write_file(path, lambda temporary: temporary.write_bytes(data + CHECKSUM.seal(data)))
+    write_sealed(path, content.getbuffer())
 
 
 def load_state(path):
@@ -140,31 +145,51 @@ def load_state(path):
     Raises:
         UsageError: if there is no state, or it is damaged, or another version's.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--resume: {path} isn't a file")
     try:
         content = CHECKSUM.open(path.read_bytes())
         if content is None:
             raise ValueError("the file isn't whole")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = dict(file)
-        state = json.loads(arrays.pop("json").tobytes())
+    except FileNotFoundError:
+        raise UsageError(
+            f"--resume: {path}: no such file; a run that ended before it was saved starts anew"
+        ) from None
     except OSError as error:
         raise UsageError(f"--resume: {path}: {error.strerror.lower()}") from None
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise UsageError(f"--resume: {path}: {error}") from None
-    if state.get("version") != VERSION:
-        raise UsageError(f"--resume: {path} is the state of another version of this program")
-    episode = Episode(**state["progress"].pop("episode"))
-    progress = Progress(episode, **state["progress"])
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            if any(item.compress_type for item in file.zip.infolist()):
+                raise ValueError("compressed: it could grow beyond any memory")
+            arrays = dict(file)
+        state = json.loads(arrays.pop("json").tobytes())
+        if state["version"] != VERSION:
+            raise UsageError(f"--resume: {path} is the state of another version of this program")
+        episode = Episode(**state["progress"].pop("episode"))
+        progress = Progress(episode, **state["progress"])
+    except UsageError:
+        raise
+    except Exception:  # whole, but a stranger made it: anything can be wrong
+        raise UsageError(f"--resume: {path} isn't a state of this program") from None
     progress.first_step = progress.step
     return {**state, "progress": progress, "arrays": arrays}
 
 
 def restore(state, parts):
-    """Give `parts`, as in `save_state`, back what `state` (of `load_state`) holds of them."""
-    for name, part in parts.items():
-        if isinstance(part, np.random.Generator):
-            part.bit_generator.state = state["generators"][name]
-        else:
-            prefix = f"{name}."
-            arrays = state["arrays"].items()
-            part.set_state({k.removeprefix(prefix): v for k, v in arrays if k.startswith(prefix)})
+    """Give `parts`, as in `save_state`, back what `state` (of `load_state`) holds of them.
+
+    Raises:
+        UsageError: if it doesn't fit them.
+    """
+    arrays = state["arrays"].items()
+    try:
+        for name, part in parts.items():
+            if isinstance(part, np.random.Generator):
+                part.bit_generator.state = state["generators"][name]
+            else:
+                dot = len(name) + 1
+                part.set_state({k[dot:]: v for k, v in arrays if k.startswith(f"{name}.")})
+    except Exception:  # TensorFlow's and NumPy's own kinds among them
+        raise UsageError("--resume: the state doesn't fit its own settings") from None

@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import psutil
 
-from arguments import ENVIRONMENT, UsageError, flag
+from arguments import ENVIRONMENT, UsageError, as_text, flag
 from checkpoint import TrainingError
 from environments import make_environment
 from files import say
@@ -19,12 +19,15 @@ from replay_buffer import row_width
 
 EPISODES = 100
 PLAYING = {"model", "view", "eval", "gif", "images", "force", "episodes", "env", "set", "seed"}
-TRAINING = {"model", "train", "env", "set", "seed", "threads", "name", "preset"}
+RESUMING = {"env", "set", "seed", "threads", "preset"}
+TRAINING = {"model", "train", "name", *RESUMING}
 
 
 def refuse_others(given, flags, purpose):
     """Raise UsageError if a flag was given that does nothing for this purpose."""
     for name in given:
+        if name in PLAYING - {"seed", "env", "set"} - flags and "model" not in given:
+            raise UsageError(f"{flag(name)} needs a policy to play: --model X.h5")
         if name not in flags:
             raise UsageError(f"{flag(name)} does nothing {purpose}; leave it out")
 
@@ -58,6 +61,12 @@ def training_settings(given, hyperparameters, presets):
             f"--batch-size: expected no more than the --buffer-size of {settings.buffer_size}, "
             f"not {settings.batch_size}"
         )
+    for name in ("train_start", "eval_every"):
+        if 0 < getattr(settings, name) < settings.n_step:
+            raise UsageError(
+                f"{flag(name)}: expected at least the --n-step of {settings.n_step}, before which "
+                f"no transition is complete, not {getattr(settings, name)}"
+            )
     gigabytes = settings.buffer_size * row_width(env.observation_space.shape) * 4 / 2**30
     free = psutil.virtual_memory().available / 2**30
     if gigabytes > free:
@@ -68,21 +77,43 @@ def training_settings(given, hyperparameters, presets):
     return settings
 
 
-def resumed_settings(given, saved, step):
+def take_layers(settings, given, weights):
+    """Set `hidden` to the layers of a snapshot's weights; UsageError if `--hidden` differs."""
+    layers = tuple(len(bias) for bias in weights[1:-2:2])
+    if given.get("hidden", layers) != layers:
+        raise UsageError(f"--hidden: {settings.model} has layers of {as_text(layers)}")
+    settings.hidden = layers
+
+
+def resumed_settings(given, state, hyperparameters):
     """A resumed run's settings: those it had, but for more steps and other threads.
 
     Raises:
-        UsageError: if the run is finished, or another flag differs from what it had.
+        UsageError: if the run is finished, or another flag differs from what it had, or the
+            settings can't be this program's own.
     """
+    saved, progress = state["settings"], state["progress"]
+    if not {*RESUMING, *hyperparameters} <= saved.keys():
+        raise UsageError("--resume: the state is of another version of this program")
     settings = Namespace(**saved)
     settings.hidden = tuple(settings.hidden)
-    for name, value in given.items():
+    given = {name: dict(value) if name == "set" else value for name, value in given.items()}
+    for name in given.keys() - {"resume"}:
         if name in ("max_steps", "threads"):
-            setattr(settings, name, value)
-        elif name != "resume" and (name not in saved or value != getattr(settings, name)):
-            raise UsageError(f"{flag(name)}: a resumed run keeps what it was started with")
-    if step >= settings.max_steps:
-        raise UsageError(f"--resume: the run is finished at step {step}; --max-steps may be raised")
+            setattr(settings, name, given[name])
+        elif given[name] != getattr(settings, name):
+            raise UsageError(
+                f"{flag(name)}: the run goes on with {getattr(settings, name)}, "
+                f"which it was started with, not {given[name]}"
+            )
+    if ":" in settings.env and "env" not in given:  # gym would import what stands before the colon
+        raise UsageError(
+            f"--resume: the run's environment is code; --env {settings.env!r} allows it"
+        )
+    if progress.step >= settings.max_steps and not progress.evaluation_due:
+        raise UsageError(
+            f"--resume: the run is finished at step {progress.step}; --max-steps may be raised"
+        )
     return settings
 
 
@@ -107,11 +138,12 @@ def report(settings, folder, progress, seconds):
         say(f"Stopped at step {progress.step}, to go on:")
         say(f"python run.py --resume {shlex.quote(str(folder))}")
         return
-    label = progress.step
+    name = folder.resolve().name.removesuffix("-log")
+    snapshot = folder / f"{name}-best.h5"
     if progress.best_step:
-        label = "best"
         say(f"Best episode_return_avg {progress.best_average:.3f} at step {progress.best_step}")
-    snapshot = folder / f"{folder.name.removesuffix('-log')}-{label}.h5"
+    if not progress.best_step or not snapshot.exists():
+        snapshot = folder / f"{name}-{progress.step}.h5"
     command = ["python", "run.py", "--model", str(snapshot)]
     if settings.env != ENVIRONMENT:
         command += ["--env", settings.env]
@@ -133,6 +165,9 @@ def self_check(main, stop):
             "--model test-log/test-best.h5 --gif test.gif",
         ):
             say(f"> python run.py {phase}")
-            if main(phase.split(), stop) or stop.number:
+            status = main(phase.split(), stop)
+            if stop.number:
+                return
+            if status:
                 raise TrainingError(f"the self-check failed at: python run.py {phase}")
     say("Everything works.")

@@ -6,6 +6,9 @@ import io
 
 from arguments import UsageError
 
+# What the observed numbers and the actions are, where gym's documentation names them.
+NAMES = {"MountainCar": (("position", "velocity"), ("push left", "no push", "push right"))}
+
 
 def make_environment(env_id, changes=None, render_mode=None):
     """Make a gym environment with a flat Box observation and Discrete actions.
@@ -33,7 +36,15 @@ def make_environment(env_id, changes=None, render_mode=None):
         raise UsageError(f"--env {env_id}: its observation is {observations}; {supported}")
     if not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
         raise UsageError(f"--env {env_id}: its action is {actions}; {supported}")
-    change_numbers(env.unwrapped, changes or {})
+    if changes:
+        change_numbers(env.unwrapped, changes)
+        try:
+            env.reset()
+            env.step(0)
+            if render_mode:
+                env.render()
+        except Exception as error:
+            raise UsageError(f"--set: {env_id} can't be played so: {error}") from None
     return env
 
 
@@ -44,7 +55,7 @@ def change_numbers(env, changes):
         for name, value in inspect.getmembers_static(env)
         if isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and not name.startswith("_")
+        and not name.startswith(("_", "screen_"))
     )
     for name, value in changes.items():
         if name not in known:
@@ -52,3 +63,15 @@ def change_numbers(env, changes):
                 f"--set {name}: the environment has no such number, only {', '.join(known)}"
             )
         setattr(env, name, value)
+
+
+def observation_names(env):
+    """What the observed numbers are called."""
+    numbered = [f"observation {number}" for number in range(env.observation_space.shape[0])]
+    return NAMES.get(env.spec.name, (numbered, None))[0]
+
+
+def action_names(env):
+    """What the actions are called."""
+    numbered = [f"action {number}" for number in range(env.action_space.n)]
+    return NAMES.get(env.spec.name, (None, numbered))[1]

@@ -1,5 +1,7 @@
 """Everything that a run writes to its log folder: TensorBoard's events and the `.h5` snapshots."""
 
+import io
+import json
 import math
 import os
 import socket
@@ -11,23 +13,43 @@ from pathlib import Path
 import psutil
 
 from arguments import UsageError
-from files import say, write_file
-from snapshot_reader import CHECKSUM, read_arrays
+from checkpoint import finite
+from files import attempt, say, write_sealed
+from snapshot_reader import read_arrays
 
 # A snapshot is read in a process of its own, which these bound.
 READER = Path(__file__).with_name("snapshot_reader.py")
 READER_SECONDS = 60
 
+BEST = "best"
+
 
 def save_snapshot(path, model):
-    """Save a Keras model as `.h5`, with a checksum behind HDF5's own end of the file."""
+    """Save a Keras model as `.h5`, with a checksum behind HDF5's own end of the file.
 
-    def write(temporary):
-        model.save(temporary, include_optimizer=False)
-        with open(temporary, "rb+") as file:
-            file.write(CHECKSUM.seal(file.read()))
+    HDF5 writes to memory, since a full disk would make it crash the process. `model.save` takes
+    nothing but a path, so this is the function behind it.
+    """
+    import h5py
+    from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
 
-    write_file(path, write)
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        save_model_to_hdf5(model, file, include_optimizer=False)
+    write_sealed(path, content.getbuffer())
+    say(f"Saved {path}")
+
+
+def save_policy(folder, label, model, step):
+    """Save `NAME-label.h5`, the weights of `model` (FlatModel) that play; False if that failed.
+
+    Raises:
+        TrainingError: if the weights aren't finite numbers.
+    """
+    finite(model.theta.numpy(), step)
+    model.model.set_weights(model.get_average())
+    name = folder.resolve().name.removesuffix("-log")
+    return attempt(save_snapshot, folder / f"{name}-{label}.h5", model.model)
 
 
 def load_weights(path, env):
@@ -49,12 +71,16 @@ def load_weights(path, env):
             capture_output=True,
             timeout=READER_SECONDS,
             check=False,
+            # Ctrl-C is for this process; and threads would count as memory.
+            start_new_session=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
     except subprocess.TimeoutExpired:
         raise UsageError(f"can't use {path}: reading it took over {READER_SECONDS} s") from None
     if reader.returncode:
         lines = reader.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if reader.returncode == 2 and lines else "HDF5 can't read it"
+        reason = "".join(c if c.isprintable() else "?" for c in reason[:200])
         raise UsageError(f"can't use {path}: {reason}")
     weights = read_arrays(reader.stdout)
     found = len(weights[0]), len(weights[-1])
@@ -67,13 +93,13 @@ def load_weights(path, env):
     return weights
 
 
-def hidden_layers(weights):
-    """The layer sizes that `load_weights()` found, such as (32, 32)."""
-    return tuple(len(bias) for bias in weights[1:-2:2])
-
-
 class TensorBoardLogger:
-    """Writes scalars and hyperparameters to an events file that a live TensorBoard follows."""
+    """Writes scalars, pictures and hyperparameters to an events file, followed by TensorBoard live.
+
+    The best evaluations go to a file of their own, in the subfolder `best`: TensorBoard takes a
+    metric of its HPARAMS table from nowhere but a plot, and of that only the last point. There,
+    they are a second curve of the plot `episode_return_avg`, instead of a ninth plot.
+    """
 
     def __init__(self, folder, first_step=0):
         # Imported here since they import TensorFlow, which --help must not wait for.
@@ -81,9 +107,11 @@ class TensorBoardLogger:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._folder, self._best = Path(folder), None
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._path = Path(folder) / name
-        self._records = RecordWriter(open(self._path, "ab"))
+        self._path = self._folder / name
+        self._open = lambda: RecordWriter(open(self._path, "ab"))
+        self._records = None
         self._working = True
         self._write(file_version="brain.Event:2")
         # Points from here on replace those of a run that was killed further on.
@@ -98,31 +126,66 @@ class TensorBoardLogger:
         ]
         self._write(step=step, summary=self._summary(value=values))
 
-    def log_hyperparameters(self, hyperparameters, metrics):
-        """Fill the HPARAMS tab from a dict, with the names of the scalars to compare runs by."""
-        from tensorboard.plugins.hparams import summary_v2 as hparams
+    def log_images(self, step, size, images):
+        """Add images of one size, a dict of PNG files as bytes, to the IMAGES tab."""
+        width, height = size
+        values = []
+        for tag, png in images.items():
+            image = {"width": width, "height": height, "encoded_image_string": png}
+            values.append({"tag": tag, "image": image})
+        self._write(step=step, summary=self._summary(value=values))
 
-        hyperparameters = {
-            name: value if isinstance(value, (int, float)) else str(value)
-            for name, value in hyperparameters.items()
-        }
-        columns = [hparams.HParam(name) for name in hyperparameters]
-        metrics = [hparams.Metric(name) for name in metrics]
-        self._write(summary=hparams.hparams_config_pb(columns, metrics))
-        self._write(summary=hparams.hparams_pb(hyperparameters))
+    def log_best(self, step, episode_return_avg):
+        """Add an evaluation that is the best so far, for the HPARAMS tab."""
+        try:
+            if self._best is None:
+                (self._folder / BEST).mkdir(exist_ok=True)
+                self._best = TensorBoardLogger(self._folder / BEST, step)
+            self._best.log(step, episode_return_avg=episode_return_avg)
+        except OSError as error:
+            self._warn(error)
+
+    def log_configuration(self, configuration, hyperparameters):
+        """Show a dict in the TEXT tab, and those of its values named `hyperparameters` in HPARAMS.
+
+        There, runs are compared by `episode_return_avg`: the last one, and the best one.
+        """
+        from tensorboard.plugins.hparams import summary_v2 as hparams
+        from tensorboard.plugins.text import summary_v2 as text
+
+        lines = json.dumps(configuration, indent=2).splitlines()
+        indented = "".join(f"    {line}\n" for line in lines)  # Markdown's code
+        self._write(summary=text.text_pb("configuration", indented))
+        columns = {}
+        for name in hyperparameters:
+            value = configuration[name]
+            columns[name] = value if isinstance(value, (int, float)) else str(value)
+        metrics = [
+            hparams.Metric("episode_return_avg", display_name="episode_return_avg"),
+            hparams.Metric(
+                "episode_return_avg", group=BEST, display_name="best episode_return_avg"
+            ),
+        ]
+        names = [hparams.HParam(name) for name in columns]
+        self._write(summary=hparams.hparams_config_pb(names, metrics))
+        self._write(summary=hparams.hparams_pb(columns, trial_id=""))  # a row for each run
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         try:
-            self._records.close()
+            if self._records:
+                self._records.close()
+            if self._best:
+                self._best.__exit__()
         except OSError as error:
             self._warn(error)
 
     def _write(self, **fields):
         event = self._event(wall_time=time.time(), **fields)
         try:
+            self._records = self._records or self._open()
             self._records.write(event.SerializeToString())
             self._records.flush()
             self._working = True
@@ -163,3 +226,12 @@ def log_evaluation(logger, episode, step, episode_return_avg, avg_max_q_value):
         f"avg_max_q_value {avg_max_q_value:.3f}"
     )
     logger.log(step, episode_return_avg=episode_return_avg, avg_max_q_value=avg_max_q_value)
+
+
+def log_policy(logger, step, env, q_function):
+    """Draw the value function and the policy, where they can be drawn, for TensorBoard."""
+    import pictures  # here, since it imports Pillow, which --help must not wait for
+
+    drawn = pictures.draw_pictures(env, q_function)
+    if drawn:
+        logger.log_images(step, pictures.SIZE, drawn)

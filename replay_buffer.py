@@ -1,5 +1,8 @@
 """The experience replay: a ring buffer of transitions."""
 
+from collections import deque
+from operator import mul
+
 import numpy as np
 
 
@@ -16,10 +19,10 @@ class ReplayBuffer:
     - `discounts` (size,): what the next observation's value counts for: γ to the number of
       rewards summed, or 0 behind a terminated transition
 
-    With `n_step` 1 that is the tutorial's buffer. With more, a row's return grows while its
-    episode goes on (Sutton 1988; used by Rainbow, Hessel et al. 2017, section "Multi-step
-    learning"): it never reaches into another episode, and bootstraps from the last observation
-    of an episode that was truncated.
+    With `n_step` 1 that is the tutorial's buffer. With more (Sutton 1988; Hessel et al. 2017,
+    "Rainbow", section "Multi-step learning"), a transition is stored once its n rewards are known,
+    or its episode has ended: it never reaches into another episode, and one cut short by a
+    truncation bootstraps from the episode's last observation.
     """
 
     def __init__(self, size, observation_shape, gamma, n_step=1, seed=None):
@@ -29,36 +32,32 @@ class ReplayBuffer:
         self.observations, self.actions, self.rewards, self.next_observations, self.discounts = (
             columns
         )
-        self.gamma = gamma
         self.n_step = n_step
+        self.powers = [gamma**k for k in range(n_step + 1)]
+        # Of the running episode's last steps, whose rewards to come aren't known yet.
+        self.pending = deque()
+        self.pending_rewards = deque()
         self.rng = np.random.default_rng(seed)
         self.next_row = 0
         self.length = 0
-        self.growing = 0  # how many of the newest rows the next reward still belongs to
 
     def __len__(self):
         return self.length
 
     def add(self, observation, action, reward, next_observation, terminated, truncated):
-        """Store a transition in place of the oldest one; O(1) for `n_step` 1, else O(n_step)."""
-        discount = 0.0 if terminated else self.gamma
-        if self.growing:
-            rows = np.arange(self.next_row - self.growing, self.next_row) % len(self.rows)
-            self.rewards[rows] += self.discounts[rows] * np.float32(reward)
-            self.discounts[rows] *= np.float32(discount)
-            self.next_observations[rows] = next_observation
-        row = self.next_row
-        self.observations[row] = observation
-        self.actions[row] = action
-        self.rewards[row] = reward
-        self.next_observations[row] = next_observation
-        self.discounts[row] = discount
-        self.next_row = (row + 1) % len(self.rows)
-        self.length = max(self.length, row + 1)
+        """Take in one step; what it completes replaces the oldest transitions, O(n_step)."""
+        self.pending.append((observation, action))
+        self.pending_rewards.append(float(reward))
         episode_ended = terminated or truncated
-        self.growing = (
-            0 if episode_ended else min(self.growing + 1, self.n_step - 1, len(self.rows) - 1)
-        )
+        while self.pending and (episode_ended or len(self.pending) == self.n_step):
+            row = self.next_row
+            self.observations[row], self.actions[row] = self.pending.popleft()
+            self.rewards[row] = sum(map(mul, self.powers, self.pending_rewards))
+            self.next_observations[row] = next_observation
+            self.discounts[row] = 0.0 if terminated else self.powers[len(self.pending_rewards)]
+            self.pending_rewards.popleft()
+            self.next_row = (row + 1) % len(self.rows)
+            self.length = max(self.length, row + 1)
 
     def sample(self, batch_size):
         """Draw transitions uniformly with replacement, O(batch_size).
@@ -85,13 +84,21 @@ class ReplayBuffer:
 
     def get_state(self):
         """All that `set_state` needs to go on just as this buffer would, as a dict of arrays."""
-        counters = np.array([self.length, self.next_row, self.growing])
-        return {"rows": self.rows[: self.length], "counters": counters}
+        return {
+            "rows": self.rows[: self.length],
+            "next_row": np.array(self.next_row),
+            "pending_observations": np.array([observation for observation, _ in self.pending]),
+            "pending_actions": np.array([action for _, action in self.pending]),
+            "pending_rewards": np.array(self.pending_rewards),
+        }
 
     def set_state(self, state):
         """Take over what `get_state` of a buffer of the same size returned."""
-        self.length, self.next_row, self.growing = map(int, state["counters"])
+        self.length, self.next_row = len(state["rows"]), int(state["next_row"])
         self.rows[: self.length] = state["rows"]
+        actions = state["pending_actions"].tolist()
+        self.pending = deque(zip(state["pending_observations"], actions, strict=True))
+        self.pending_rewards = deque(state["pending_rewards"].tolist())
 
 
 def row_width(observation_shape):

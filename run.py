@@ -6,47 +6,34 @@ python run.py --help                 everything else
 """
 
 import math
+import os
+import signal
 import sys
 import time
+from functools import partial
+
+if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import numpy as np
-from tqdm import tqdm
 
+import checkpoint
+import commands
 from arguments import Hyperparameter, UsageError, parse_arguments
 from backend import FlatModel, compile_step, keras, start_tensorflow, tf
-from checkpoint import (
-    Episode,
-    Progress,
-    StopSignal,
-    TrainingError,
-    finite,
-    load_state,
-    restore,
-    save_state,
-)
-from commands import (
-    config,
-    plain,
-    playing_options,
-    report,
-    resumed_settings,
-    self_check,
-    training_settings,
-)
+from checkpoint import Episode, Progress, StopSignal, TrainingError
 from environments import make_environment
-from files import attempt, create_log_folder, save_json, say
+from files import ProgressBar, attempt, claimed, create_log_folder, save_json, say
 from loggers import (
     TensorBoardLogger,
-    hidden_layers,
     load_weights,
     log_episode,
     log_evaluation,
-    save_snapshot,
+    log_policy,
+    save_policy,
 )
 from replay_buffer import ReplayBuffer, split_columns
 from viewer import watch
-
-STATE_FILE = "state.npz"
 
 DISCOUNT_FACTOR_GAMMA = 0.99
 LEARNING_RATE = 0.001
@@ -70,13 +57,9 @@ HYPERPARAMETERS = {
     "clipnorm": Hyperparameter(1.0, 1e-9, MANY, "longest gradient of a layer's kernel or bias"),
     "hidden": Hyperparameter((32, 32), 1, 8192, "units of each hidden layer"),
     "batch_size": Hyperparameter(BATCH_SIZE, 1, 10**6, "transitions fitted at each step"),
-    "buffer_size": Hyperparameter(
-        REPLAY_BUFFER_SIZE, 1, 10**8, "transitions the replay buffer holds"
-    ),
+    "buffer_size": Hyperparameter(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay"),
     "train_start": Hyperparameter(TRAIN_START, 1, MANY, "first step that fits a batch"),
-    "target_update_every": Hyperparameter(
-        TARGET_UPDATE_EVERY, 1, MANY, "steps between copies to the target network"
-    ),
+    "target_update_every": Hyperparameter(TARGET_UPDATE_EVERY, 1, MANY, "steps per target copy"),
     "epsilon": Hyperparameter(TRAIN_EPSILON, 0, 1, "share of random actions in training"),
     "max_steps": Hyperparameter(MAX_STEPS, 1, MANY, "steps to train for"),
     "log_every": Hyperparameter(LOG_EVERY, 1, MANY, "steps between log lines"),
@@ -84,17 +67,19 @@ HYPERPARAMETERS = {
     "eval_every": Hyperparameter(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none"),
     "eval_steps": Hyperparameter(EVAL_STEPS, 1, MANY, "steps an evaluation plays"),
     "eval_epsilon": Hyperparameter(EVAL_EPSILON, 0, 1, "share of random actions in an evaluation"),
-    "q_validation_size": Hyperparameter(
-        Q_VALIDATION_SIZE, 1, 10**6, "observations behind avg_max_q_value"
-    ),
+    "q_validation_size": Hyperparameter(Q_VALIDATION_SIZE, 1, 10**6, "states of avg_max_q_value"),
     "n_step": Hyperparameter(1, 1, 1000, "rewards summed before bootstrapping"),
-    "ema": Hyperparameter(
-        0.0, 0, 0.999999, "momentum of the averaged weights that play, 0 for none"
-    ),
+    "ema": Hyperparameter(0.0, 0, 0.999999, "momentum of the weights' average, 0 for none"),
 }
 PRESETS = {
     "tutorial": {},
-    "tuned": {"n_step": 3, "ema": 0.9999, "hidden": (64, 64), "epsilon": 0.1},
+    "tuned": {
+        "gamma": 0.998,
+        "n_step": 10,
+        "ema": 0.9999,
+        "hidden": (64, 64),
+        "epsilon": 0.05,
+    },
 }
 
 
@@ -128,7 +113,7 @@ def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0
 def predict(model, observations):
     """Q values of every action, a tensor (batch, n_actions): a mask of ones lets all through."""
     action_mask = tf.ones((observations.shape[0], model.output_shape[-1]))
-    return model([observations, action_mask])
+    return model([tf.convert_to_tensor(observations), action_mask])
 
 
 def fit_batch(model, target_model, batch):
@@ -151,6 +136,21 @@ def fit_batch(model, target_model, batch):
     q_values = rewards + discounts * tf.reduce_max(next_q_values, axis=1)
     one_hot_actions = tf.one_hot(tf.cast(actions, tf.int32), model.output_shape[-1])
     return model.fit([observations, one_hot_actions], one_hot_actions * q_values[:, None])
+
+
+def compile_fit_and_predict(model, target_model, batch_shape, observation_shape):
+    """Compile all that a training step asks of TensorFlow into one call.
+
+    Returns:
+        function of a batch and of the next observation, float32 arrays, that fits the batch and
+        returns a float32 array (1 + n_actions,): the loss, then the observation's Q values.
+    """
+
+    def fit_and_predict(batch, observation):
+        loss = fit_batch(model, target_model, batch)
+        return tf.concat([[loss], predict(model, observation[None])[0]], axis=0)
+
+    return compile_step(fit_and_predict, batch_shape, observation_shape)
 
 
 def q_function(weights, observations):
@@ -188,20 +188,24 @@ def new_seed(rng):
     return int(rng.integers(2**31))
 
 
-def evaluate(env, weights, eval_steps, epsilon, seed):
+def evaluate(env, weights, eval_steps, epsilon, seed, stop=None):
     """Play `eval_steps` steps on an environment that training doesn't use.
 
     Args:
         seed: list of int, seeds the episodes and the random actions.
+        stop: StopSignal, cuts the evaluation short.
 
     Returns:
-        the mean return over the episodes completed within those steps, NaN if there are none.
+        the mean return over the episodes completed within those steps, NaN if there are none;
+        None if it was cut short.
     """
     rng = np.random.default_rng(seed)
     returns, episode_return = [], 0.0
     observation, _ = env.reset(seed=new_seed(rng))
-    with tqdm(total=eval_steps, desc="evaluation", delay=1, leave=False, disable=None) as bar:
+    with ProgressBar(eval_steps, "steps", desc="evaluation ", delay=1, leave=False) as bar:
         for step in range(1, eval_steps + 1):
+            if stop and stop.number:
+                return None
             action = epsilon_greedy_action(q_function(weights, observation), epsilon, rng)
             observation, reward, terminated, truncated, _ = env.step(action)
             episode_return += reward
@@ -209,21 +213,22 @@ def evaluate(env, weights, eval_steps, epsilon, seed):
                 returns.append(episode_return)
                 episode_return = 0.0
                 observation, _ = env.reset(seed=new_seed(rng))
-                bar.update(step - bar.n)
+                bar.reach(step)
     return sum(returns) / len(returns) if returns else math.nan
 
 
-def train(settings, stop, folder=None, weights=None, state=None):
-    """Train a policy; leave snapshots, TensorBoard's events and the run's state in a log folder.
+def train(settings, folder, stop, weights=None, state=None):
+    """Train a policy; leave snapshots, TensorBoard's events and the run's state in `folder`.
 
     Args:
-        settings: Namespace of every hyperparameter, and of `env`, `set`, `seed` and `name`.
+        settings: Namespace of every hyperparameter, and of `env`, `set` and `seed`.
+        folder: Path of the log folder, `NAME-log`.
         stop: StopSignal; training ends behind the step in which it is set.
         weights: list of arrays to start from, instead of random weights.
-        folder, state: the log folder and the state (of `load_state`) of a run to go on with.
+        state: what `load_state` returned of a run to go on with.
 
     Returns:
-        the log folder, and Progress: the step reached and the best evaluation.
+        Progress: the step reached and the best evaluation.
 
     Raises:
         TrainingError: if the loss or the weights stop being finite, or the last save fails.
@@ -241,13 +246,9 @@ def train(settings, stop, folder=None, weights=None, state=None):
         settings.buffer_size, shape, settings.gamma, settings.n_step, seed=[settings.seed, 1]
     )
 
-    def fit_and_predict(batch, observation):
-        # All that a step asks of TensorFlow, in one call: the loss, and Q for the next action.
-        loss = fit_batch(model, target_model, batch)
-        return tf.concat([[loss], predict(model, observation[None])[0]], axis=0)
-
-    batch_shape = settings.batch_size, replay_buffer.rows.shape[1]
-    fit_and_predict = compile_step(fit_and_predict, batch_shape, shape)
+    fit_and_predict = compile_fit_and_predict(
+        model, target_model, (settings.batch_size, replay_buffer.rows.shape[1]), shape
+    )
 
     rng = np.random.default_rng([settings.seed, 0])
     progress = Progress(Episode(1, new_seed(rng)))
@@ -256,35 +257,55 @@ def train(settings, stop, folder=None, weights=None, state=None):
     parts = {"rng": rng, "replay_rng": replay_buffer.rng, "replay_buffer": replay_buffer}
     parts |= {"model": model, "target_model": target_model}
     if state:
-        restore(state, parts)
+        checkpoint.restore(state, parts)
         progress, fitted = state["progress"], state["arrays"]["fitted"]
         q_validation_observations = state["arrays"]["q_validation_observations"]
     observation = progress.episode.replay(env)
     loss, q_values = fitted[0], fitted[1:]
     untrained = model.get_weights()
 
-    # Drawn at the latest when the first evaluation needs them.
+    # Drawn at the latest when the first evaluation needs them, but not from an empty buffer.
     q_validation_step = min(settings.q_validation_size, settings.eval_every or settings.max_steps)
+    q_validation_step = max(q_validation_step, settings.n_step)
 
-    keras_model.summary()
-    folder = folder or create_log_folder(settings.name)
+    keras_model.summary(print_fn=lambda text: say(text.rstrip()))
     say(f"Resumed {folder} at step {progress.step}" if state else f"Created {folder}")
-    name = folder.name.removesuffix("-log")
-    save_json(folder / "config.json", config(settings))
+    configuration = commands.config(settings)
+    attempt(save_json, folder / "config.json", configuration)
 
-    def save(label):
-        keras_model.set_weights(model.get_average())
-        finite(model.theta.numpy(), progress.step)
-        path = folder / f"{name}-{label}.h5"
-        saved = attempt(save_snapshot, path, keras_model)
-        if saved:
-            say(f"Saved {path}")
-        return saved
+    def save_run():
+        arrays = {"fitted": fitted, "q_validation_observations": q_validation_observations}
+        state = commands.plain(settings), progress, parts, arrays
+        saved = save_policy(folder, progress.step, model, progress.step)
+        return attempt(checkpoint.save_state, folder / checkpoint.STATE_FILE, *state) and saved
 
-    bar = tqdm(total=settings.max_steps, initial=progress.step, unit="step", disable=None)
+    def evaluate_and_log(episode):
+        weights = model.get_average()
+        seed = [settings.seed, 3, progress.step]
+        average = evaluate(
+            eval_env, weights, settings.eval_steps, settings.eval_epsilon, seed, stop
+        )
+        progress.evaluation_due = average is None
+        if progress.evaluation_due:
+            return
+        max_q_values = q_function(weights, q_validation_observations).max(axis=1)
+        log_evaluation(logger, episode, progress.step, average, float(max_q_values.mean()))
+        bar.reach(progress.step, "evaluation", average)
+        log_policy(logger, progress.step, eval_env, partial(q_function, weights))
+        better = average > progress.best_average
+        if better and save_policy(folder, "best", model, progress.step):
+            progress.best_average, progress.best_step = average, progress.step
+            logger.log_best(progress.step, average)
+
+    bar = ProgressBar(settings.max_steps, "steps", initial=progress.step)
     with bar, TensorBoardLogger(folder, progress.step) as logger:
-        logger.log_hyperparameters(plain(settings), ["episode_return_avg"])
-        for step in range(progress.step + 1, settings.max_steps + 1):
+        logger.log_configuration(configuration, commands.plain(settings))
+        steps = range(progress.step + 1, settings.max_steps + 1)
+        if progress.evaluation_due:  # Ctrl-C cut it short
+            evaluate_and_log(progress.episode)
+            saved = save_run()
+            steps = () if stop.number else steps
+        for step in steps:
             if step <= settings.train_start:
                 q_values = q_function(untrained, observation)
             action = epsilon_greedy_action(q_values, settings.epsilon, rng)
@@ -293,6 +314,7 @@ def train(settings, stop, folder=None, weights=None, state=None):
             episode = progress.episode
             episode.add(action, reward)
             if terminated or truncated:
+                bar.reach(step, "return", episode.episode_return)
                 progress.episode = Episode(episode.number + 1, new_seed(rng))
                 next_observation, _ = env.reset(seed=progress.episode.seed)
             observation = np.asarray(next_observation, np.float32)
@@ -301,7 +323,7 @@ def train(settings, stop, folder=None, weights=None, state=None):
                 if step % settings.target_update_every == 0:
                     target_model.set_weights(model.get_weights())
                 batch = replay_buffer.sample(settings.batch_size)
-                fitted = finite(fit_and_predict(batch, observation), step)
+                fitted = checkpoint.finite(fit_and_predict(batch, observation), step)
                 loss, q_values = fitted[0], fitted[1:]
 
             progress.step = step
@@ -310,47 +332,29 @@ def train(settings, stop, folder=None, weights=None, state=None):
                 progress.log_due = False
                 episode.stop_clock()
                 log_episode(logger, episode, step, loss)
-            if step % 100 == 0:
-                bar.update(100)
             if step == q_validation_step:
                 q_validation_observations = replay_buffer.draw_observations(
                     settings.q_validation_size, seed=[settings.seed, 2]
                 )
             if settings.eval_every and step % settings.eval_every == 0:
                 with progress.episode.paused():
-                    weights = model.get_average()
-                    seed = [settings.seed, 3, step]
-                    average = evaluate(
-                        eval_env, weights, settings.eval_steps, settings.eval_epsilon, seed
-                    )
-                    max_q_values = q_function(weights, q_validation_observations).max(axis=1)
-                    log_evaluation(logger, episode, step, average, float(max_q_values.mean()))
-                    if average > progress.best_average:
-                        progress.best_average, progress.best_step = average, step
-                        save("best")
-            if step % settings.snapshot_every == 0 or step == settings.max_steps or stop.number:
+                    evaluate_and_log(episode)
+            last = stop.number or step == settings.max_steps  # one look: it may change any time
+            if last or step % settings.snapshot_every == 0:
                 with progress.episode.paused():
-                    saved = save(step)
-                    arrays = {
-                        "fitted": fitted,
-                        "q_validation_observations": q_validation_observations,
-                    }
-                    saved &= attempt(
-                        save_state, folder / STATE_FILE, plain(settings), progress, parts, arrays
-                    )
-            if stop.number:
+                    saved = save_run()
+            if last:
                 break
+        bar.reach(progress.step)
 
     if not saved:
-        raise TrainingError(
-            f"the last snapshot or the state of the run couldn't be saved in {folder}"
-        )
-    return folder, progress
+        raise TrainingError(f"the last snapshot or state couldn't be saved in {folder}")
+    return progress
 
 
 def play(given, stop):
     """Watch or evaluate a snapshot's policy."""
-    env_id, changes, seed, options = playing_options(given)
+    env_id, changes, seed, options = commands.playing_options(given)
     weights = load_weights(given["model"], make_environment(env_id, changes))
     say(f"Loaded {given['model']}")
 
@@ -362,30 +366,31 @@ def play(given, stop):
 
 def start(given, stop):
     """Train a new run, from random weights or from a snapshot's."""
-    settings = training_settings(given, HYPERPARAMETERS, PRESETS)
+    settings = commands.training_settings(given, HYPERPARAMETERS, PRESETS)
     weights = None
     if "model" in given:
         weights = load_weights(settings.model, make_environment(settings.env, settings.set))
-        if given.get("hidden", hidden_layers(weights)) != hidden_layers(weights):
-            raise UsageError(f"--hidden: {settings.model} has layers of {hidden_layers(weights)}")
-        settings.hidden = hidden_layers(weights)
-    train_and_report(settings, stop, weights=weights)
+        commands.take_layers(settings, given, weights)
+    train_and_report(settings, create_log_folder(settings.name), stop, weights=weights)
 
 
 def resume(given, stop):
     """Go on with an interrupted run, from its folder's state."""
     folder = given["resume"]
-    state = load_state(folder / STATE_FILE)
-    settings = resumed_settings(given, state["settings"], state["progress"].step)
-    train_and_report(settings, stop, folder=folder, state=state)
+    flags = {"resume", *commands.RESUMING, *HYPERPARAMETERS}
+    commands.refuse_others(given, flags, "when a run is resumed")
+    state = checkpoint.load_state(folder / checkpoint.STATE_FILE)
+    settings = commands.resumed_settings(given, state, HYPERPARAMETERS)
+    train_and_report(settings, folder, stop, state=state)
 
 
-def train_and_report(settings, stop, **options):
+def train_and_report(settings, folder, stop, **options):
     """Train as `settings` say; print how it went, and the command for what to do next."""
-    start_tensorflow(settings.threads, settings.seed)
-    started = time.perf_counter()
-    folder, progress = train(settings, stop, **options)
-    report(settings, folder, progress, time.perf_counter() - started)
+    with claimed(folder):
+        start_tensorflow(settings.threads, settings.seed)
+        started = time.perf_counter()
+        progress = train(settings, folder, stop, **options)
+    commands.report(settings, folder, progress, time.perf_counter() - started)
 
 
 def main(argv=None, stop=None):
@@ -394,7 +399,8 @@ def main(argv=None, stop=None):
     given = parse_arguments(argv, HYPERPARAMETERS, PRESETS)
     try:
         if "test" in given:
-            self_check(main, stop)
+            commands.refuse_others(given, {"test"}, "with --test")
+            commands.self_check(main, stop)
         elif "resume" in given:
             resume(given, stop)
         elif "model" in given and "train" not in given:

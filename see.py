@@ -1,7 +1,12 @@
 """Watch an agent that acts at random in MountainCar: it never reaches the flag."""
 
+import os
 import secrets
+import signal
 import sys
+
+if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 from arguments import ENVIRONMENT, Parser, UsageError, add_playing_flags, whole
 from checkpoint import StopSignal

@@ -6,12 +6,16 @@ no link to another file followed, no more memory or time taken than a large netw
 
 import hashlib
 import io
+import math
+import os
+import stat
 import sys
 
 import numpy as np
 
 MOST_BYTES = 1 << 30  # of a file
 MOST_NUMBERS = 1 << 26  # of a network, about `--hidden 8192,8192`
+MOST_ARRAYS = 1000
 MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 30
 
@@ -43,24 +47,34 @@ def read_weights(path):
     """The kernels and biases in `path`, layer by layer; ValueError says what is wrong with it."""
     import h5py
 
-    with open(path, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if not data:
-        raise ValueError("the file is empty")
-    if len(data) > MOST_BYTES:
-        raise ValueError("the file is larger than any snapshot")
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it isn't a file")
+        if not status.st_size:
+            raise ValueError("the file is empty")
+        if status.st_size > MOST_BYTES:
+            raise ValueError("the file is larger than any snapshot")
+        data = file.read(MOST_BYTES)
     if not data.startswith(b"\x89HDF\r\n\x1a\n"):
         raise ValueError("it isn't an HDF5 file; expected a snapshot such as NAME-200000.h5")
     content = CHECKSUM.open(data)
     with h5py.File(io.BytesIO(data if content is None else content), "r") as file:
         layers = _child(file, "model_weights", h5py.Group)
-        arrays = []
+        arrays, numbers = [], MOST_NUMBERS
         for layer in _names(layers, "layer_names"):
             group = _child(layers, layer, h5py.Group)
             for name in _names(group, "weight_names"):
-                numbers = MOST_NUMBERS - sum(array.size for array in arrays)
                 arrays.append(_array(_child(group, name, h5py.Dataset), numbers))
+                numbers -= arrays[-1].size
+                if len(arrays) > MOST_ARRAYS:
+                    raise ValueError("its layers are more than any network here has")
     return check_network(arrays)
+
+
+def _open_at_once(path, flags):
+    # A pipe without a writer would be waited for.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_network(arrays):
@@ -96,17 +110,18 @@ def _child(group, path, kind):
         if not isinstance(group, h5py.Group) or not isinstance(
             group.get(part, getlink=True), h5py.HardLink
         ):
-            raise ValueError(f"it isn't a Keras model's snapshot: it has no {path}")
+            raise ValueError(f"it isn't a Keras model's snapshot: it has no {path[:60]!r}")
         group = group[part]
     if not isinstance(group, kind):
-        raise ValueError(f"it isn't a Keras model's snapshot: {path} is of another kind")
+        raise ValueError(f"it isn't a Keras model's snapshot: {path[:60]!r} is of another kind")
     return group
 
 
 def _array(dataset, most):
     if dataset.is_virtual or dataset.external or dataset.dtype.kind != "f":
-        raise ValueError(f"{dataset.name} isn't an array of numbers in the file itself")
-    if dataset.size is None or dataset.size > most:
+        raise ValueError(f"{dataset.name[:60]!r} isn't an array of numbers in the file itself")
+    chunk = math.prod(dataset.chunks or ())  # is unpacked whole, however little of it is used
+    if dataset.size is None or max(dataset.size, chunk) > most:
         raise ValueError("its weights are more than any network here has")
     return np.asarray(dataset[()], np.float32)
 

@@ -1,15 +1,17 @@
 """Watching a policy: in gym's window, as an animated GIF, as PNG frames, or as mere numbers."""
 
 import os
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from arguments import UsageError
-from environments import make_environment
-from files import say, write_file
+from environments import action_names, make_environment
+from files import ProgressBar, say, write_file
 
-GIF_SIZE = 300, 200  # pixels
+GIF_COLOURS = 16
 GIF_FRAME_MS = 30
 GIF_PAUSE_MS = 1500
 
@@ -37,24 +39,28 @@ def watch(
     Raises:
         UsageError: if there is no display for a window, or a picture can't be written.
     """
+    if gif and images:
+        raise UsageError("--gif and --images exclude each other; choose one")
     os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # gym starts pygame's sound, too
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # else SDL complains of it
     if gif or images or eval:
         os.environ["SDL_VIDEODRIVER"] = "dummy"
     if gif:
         show = Gif(gif, force)
     elif images:
-        show = Images(force)
+        show = Images(episodes, force)
     else:
         show = Nothing() if eval else Window(env_id)
     env = make_environment(env_id, changes, show.render_mode)
-    returns = list(play(env, choose_action, stop, seed, episodes, show))
+    with ProgressBar(episodes, "episodes", delay=1, leave=False) as bar:
+        returns = list(play(env, choose_action, stop, seed, episodes, show, bar))
     env.close()
     show.close()
     say(f"episode_return_avg {np.mean(returns):.3f}" if returns else "no episode was completed")
 
 
-def play(env, choose_action, stop, seed, episodes, show):
+def play(env, choose_action, stop, seed, episodes, show, bar):
     """Yield the return of each completed episode; ends early on `stop` or a closed window."""
     rng = np.random.default_rng(seed)
     for episode in range(1, episodes + 1):
@@ -70,6 +76,7 @@ def play(env, choose_action, stop, seed, episodes, show):
             if stop.number or show.closed:
                 return
         say(f"episode {episode} return {episode_return:.1f}")
+        bar.reach(episode)
         yield episode_return
 
 
@@ -108,7 +115,9 @@ class Window(Nothing):
             )
 
     def frame(self, env, episode, step, episode_return, action):
-        title = f"{self.env_id}  episode {episode}  return {episode_return:g}  action {action}"
+        title = f"{self.env_id}: episode {episode}, return {episode_return:g}"
+        if action is not None:
+            title += f", {action_names(env)[action]}"
         self.pygame.display.set_caption(title)
         self.closed = bool(self.pygame.event.get(self.pygame.QUIT))
 
@@ -125,13 +134,19 @@ class Gif(Nothing):
         refuse_existing("--gif", self.path, force)
         if not self.path.parent.is_dir():
             raise UsageError(f"--gif: there is no folder {self.path.parent}")
+        if self.path.is_dir():
+            raise UsageError(f"--gif: {self.path} is a folder")
         self.frames, self.milliseconds = [], []
 
     def frame(self, env, episode, step, episode_return, action):
         if step == 0 and self.frames:
             self.milliseconds[-1] = GIF_PAUSE_MS
-        picture = self.image.fromarray(env.render()).resize(GIF_SIZE, self.image.Resampling.LANCZOS)
-        self.frames.append(picture.quantize(32, dither=self.image.Dither.NONE))
+        picture = self.image.fromarray(env.render())
+        if not self.frames:
+            self.palette = picture.quantize(GIF_COLOURS, self.image.Quantize.MAXCOVERAGE)
+        # One palette for all: what doesn't move stays the same, and takes no room in the file.
+        dither = self.image.Dither.NONE
+        self.frames.append(picture.quantize(palette=self.palette, dither=dither))
         self.milliseconds.append(GIF_FRAME_MS)
 
     def close(self):
@@ -154,14 +169,17 @@ class Images(Nothing):
 
     render_mode = "rgb_array"
 
-    def __init__(self, force):
+    def __init__(self, episodes, force):
         from PIL import Image
 
-        self.image, self.force = Image, force
+        self.image = Image
+        for path in sorted(Path().glob("*_*.png")):
+            name = re.fullmatch(r"(\d+)_\d+", path.stem)
+            if name and int(name[1]) <= episodes:
+                refuse_existing("--images", path, force)
 
     def frame(self, env, episode, step, episode_return, action):
         path = Path(f"{episode}_{step}.png")
-        refuse_existing("--images", path, self.force)
         try:
             self.image.fromarray(env.render()).save(path)
         except OSError as error:
