@@ -1,0 +1,99 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import gym
+import numpy as np
+import pytest
+
+import backend
+import commands
+import run
+from checkpoint import StopSignal
+from files import create_log_folder
+
+ROOT = Path(__file__).parent.parent
+
+
+class Corridor(gym.Env):
+    """Four cells in a row; 0 goes left, 1 goes right; the rightmost ends the episode with 1.
+
+    Each step costs 0.1. The observation is the cell, one-hot, so that Q can be exact.
+    """
+
+    cells = 4
+
+    def __init__(self, render_mode=None):
+        self.observation_space = gym.spaces.Box(0, 1, (self.cells,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell = int(self.np_random.integers(self.cells))
+        return self._observe(), {}
+
+    def step(self, action):
+        terminated = action == 1 and self.cell == self.cells - 1
+        self.cell = int(np.clip(self.cell + (1 if action else -1), 0, self.cells - 1))
+        return self._observe(), 1.0 if terminated else -0.1, terminated, False, {}
+
+    def _observe(self):
+        return np.eye(self.cells, dtype=np.float32)[self.cell]
+
+    @classmethod
+    def exact_q_values(cls, gamma):
+        """Value iteration: float64 array (cells, 2)."""
+        q = np.zeros((cls.cells, 2))
+        for _ in range(2000):
+            v = q.max(axis=1)
+            left = [-0.1 + gamma * v[max(cell - 1, 0)] for cell in range(cls.cells)]
+            right = [-0.1 + gamma * v[cell + 1] for cell in range(cls.cells - 1)] + [1.0]
+            q = np.column_stack([left, right])
+        return q
+
+
+gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
+
+
+@pytest.fixture(scope="session")
+def tensorflow():
+    """TensorFlow, started as the tool starts it; its import is the suite's longest wait."""
+    backend.start_tensorflow(threads=1, seed=0)
+    return backend.tf
+
+
+class NeverStop(StopSignal):
+    def __init__(self):
+        self.number = 0
+
+
+@pytest.fixture
+def train(tensorflow, tmp_path, monkeypatch):
+    """Trains in this process and an empty folder: `train(**settings)` returns folder, progress."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(weights=None, **given):
+        settings = commands.training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
+        backend.start_tensorflow(threads=1, seed=settings.seed)
+        folder = create_log_folder(settings.name)
+        return folder, run.train(settings, folder, NeverStop(), weights=weights)
+
+    return train
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs `python PROGRAM …` in an empty folder; returns the finished process."""
+
+    def command(program, *arguments, timeout=120, **options):
+        return subprocess.run(
+            [sys.executable, ROOT / program, *map(str, arguments)],
+            cwd=options.pop("cwd", tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            **options,
+        )
+
+    return command

@@ -1,0 +1,352 @@
+"""Whole trainings, in this process and by the command line."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import backend
+import run
+from arguments import flag
+from environments import make_environment
+from replay_buffer import ReplayBuffer
+from snapshot_reader import read_weights
+
+SMALL = {
+    "max_steps": 1200,
+    "train_start": 300,
+    "target_update_every": 200,
+    "log_every": 200,
+    "snapshot_every": 600,
+    "eval_every": 400,
+    "eval_steps": 450,
+    "q_validation_size": 300,
+    "batch_size": 16,
+}
+FLAGS = [word for name, value in SMALL.items() for word in (flag(name), str(value))]
+SCALARS = {
+    "episode_return",
+    "episode_steps",
+    "episode_seconds",
+    "steps_per_second",
+    "memory_used",
+    "loss",
+    "episode_return_avg",
+    "avg_max_q_value",
+}
+TIMING = {"episode_seconds", "steps_per_second", "memory_used"}
+
+
+def events(folder):
+    """The scalars of the folder's one events file: {tag: [(step, value), …]}."""
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    accumulator = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def final_weights(folder, step=SMALL["max_steps"]):
+    name = folder.name.removesuffix("-log")
+    return np.concatenate([w.ravel() for w in read_weights(folder / f"{name}-{step}.h5")])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(train):
+    folders = [
+        train(seed=seed, name=name, **SMALL)[0] for seed, name in ((7, "a"), (7, "b"), (8, "c"))
+    ]
+    for step in (600, 1200):
+        a, b, c = (final_weights(folder, step) for folder in folders)
+        assert (a == b).all()
+        assert (a != c).any()
+    a, b, c = map(events, folders)
+    for tag in SCALARS - TIMING:
+        np.testing.assert_array_equal(a[tag], b[tag])
+    assert a["loss"] != c["loss"]
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"eval_every": 0},
+        {"eval_steps": 77, "eval_epsilon": 0.5},
+        {"log_every": 1},
+        {"snapshot_every": 100},
+        {"q_validation_size": 1},
+    ],
+    ids=str,
+)
+def test_looking_on_does_not_change_what_is_learned(train, harmless):
+    folder, _ = train(seed=7, name="plain", **SMALL)
+    other, _ = train(seed=7, name="other", **{**SMALL, **harmless})
+    assert (final_weights(folder) == final_weights(other)).all()
+
+
+def test_threads_and_larger_networks_train(train, command, tmp_path):
+    folder, _ = train(seed=7, name="wide", **{**SMALL, "hidden": (128, 64, 32)})
+    assert np.isfinite(final_weights(folder)).all()
+    result = command(
+        "run.py", *FLAGS, "--threads", 0, "--name", "all", "--seed", 1, "--hidden", "64"
+    )
+    assert result.returncode == 0, result.stderr
+    assert np.isfinite(final_weights(tmp_path / "all-log")).all()
+
+
+def test_the_loop_fits_what_fit_batch_called_alone_fits(train, monkeypatch):
+    """Every batch that the loop draws, fitted again outside it, gives the loop's weights."""
+    batches, models = [], []
+
+    class RecordingBuffer(ReplayBuffer):
+        def sample(self, batch_size):
+            batches.append(super().sample(batch_size))
+            return batches[-1]
+
+    monkeypatch.setattr(run, "ReplayBuffer", RecordingBuffer)
+    create_model = run.create_model
+    monkeypatch.setattr(
+        run, "create_model", lambda *a: models.append(create_model(*a)) or models[-1]
+    )
+    start = [np.float32(w) for w in initial_weights()]
+    folder, _ = train(seed=7, name="loop", weights=start, **SMALL)
+    model, target_model = (backend.FlatModel(create_model(corridor_free_env())) for _ in range(2))
+    model.set_weights(start), target_model.set_weights(start)
+    step = backend.compile_step(
+        lambda batch, _: backend.tf.concat(
+            [[run.fit_batch(model, target_model, batch)], run.predict(model, _[None])[0]], axis=0
+        ),
+        batches[0].shape,
+        (2,),
+    )
+    for number, batch in enumerate(batches, start=SMALL["train_start"]):
+        if number % SMALL["target_update_every"] == 0:
+            target_model.set_weights(model.get_weights())
+        step(batch, np.zeros(2, np.float32))
+    assert len(batches) == SMALL["max_steps"] - SMALL["train_start"] + 1
+    ours = np.concatenate([w.ravel() for w in model.get_weights()])
+    assert (ours == final_weights(folder)).all()
+
+
+def corridor_free_env():
+    return make_environment("MountainCar-v0")
+
+
+def initial_weights():
+    return run.create_model(corridor_free_env()).get_weights()
+
+
+def test_the_target_network_changes_at_the_documented_steps_only(train, monkeypatch):
+    steps, sources = [], []
+
+    class CountingBuffer(ReplayBuffer):
+        def add(self, *transition):
+            steps.append(len(steps) + 1)
+            super().add(*transition)
+
+    class RecordingModel(backend.FlatModel):
+        def set_weights(self, weights):
+            if steps:
+                sources.append(steps[-1])
+            super().set_weights(weights)
+
+    monkeypatch.setattr(run, "ReplayBuffer", CountingBuffer)
+    monkeypatch.setattr(run, "FlatModel", RecordingModel)
+    train(seed=1, name="target", **SMALL)
+    assert sources == [400, 600, 800, 1000, 1200]
+
+
+def test_a_truncated_episode_ends_the_episode_but_bootstraps(train, monkeypatch):
+    buffers = []
+
+    class KeptBuffer(ReplayBuffer):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            buffers.append(self)
+
+    monkeypatch.setattr(run, "ReplayBuffer", KeptBuffer)
+    train(seed=1, name="cut", **{**SMALL, "max_steps": 400})
+    buffer = buffers[0]
+    assert (buffer.discounts[:400] == np.float32(0.99)).all()  # no seed reaches the flag so soon
+    follows = (buffer.observations[1:400] == buffer.next_observations[:399]).all(axis=1)
+    assert np.flatnonzero(~follows).tolist() == [
+        199
+    ]  # a new episode behind step 200, no other seam
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(train, tmp_path):
+    diverging = {"learning_rate": 10.0, "clipnorm": 1e9, "target_update_every": 1, "gamma": 1.0}
+    diverging |= {"hidden": (32,) * 8, "snapshot_every": 100}
+    with pytest.raises(run.TrainingError, match=r"at step \d+ .*--learning-rate"):
+        train(seed=1, name="bad", **{**SMALL, **diverging})
+    snapshots = list((tmp_path / "bad-log").glob("bad-*.h5"))
+    assert snapshots
+    for path in snapshots:
+        assert all(np.isfinite(w).all() for w in read_weights(path))
+
+
+def test_n_step_returns_train_with_the_smallest_numbers(train):
+    tiny = {"n_step": 10, "train_start": 10, "eval_every": 10, "q_validation_size": 1}
+    folder, _ = train(seed=1, name="tiny", **{**SMALL, **tiny, "max_steps": 30})
+    assert np.isfinite(final_weights(folder, 30)).all()
+
+
+def test_evaluation_averages_completed_episodes_only():
+    env = make_environment("MountainCar-v0")
+    weights = [np.zeros(shape, np.float32) for shape in ((2, 4), (4,), (4, 3), (3,))]
+    assert math.isnan(run.evaluate(env, weights, 199, 0.0, [1]))
+    assert run.evaluate(env, weights, 450, 0.0, [1]) == -200.0
+
+
+def test_other_environments_train(train):
+    names = ["CartPole-v1"] + (["Acrobot-v1"] if np.__version__ < "2" else [])
+    for env in names:
+        folder, _ = train(env=env, seed=1, name=env, **{**SMALL, "max_steps": 400})
+        assert np.isfinite(final_weights(folder, 400)).all()
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """`python run.py` with small numbers: the finished process, and its folder."""
+    folder = tmp_path_factory.mktemp("small")
+    arguments = [sys.executable, run.__file__, *FLAGS, "--seed", "7", "--name", "small"]
+    result = subprocess.run(
+        arguments, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    return result, folder
+
+
+def test_a_run_prints_its_lines(small_run):
+    result, _ = small_run
+    assert result.returncode == 0 and result.stderr == ""
+    lines = result.stdout.splitlines()
+    created = lines.index("Created small-log")
+    assert any("Total params: 1,251" in line for line in lines[:created])
+    log_line = (
+        r"episode \d+ steps \d+/\d+ loss (nan|\d+\.\d{7}) return -\d+\.\d in \d+\.\d\ds "
+        r"\d+\.\d steps/s \d+\.\d/\d+\.\d GB RAM"
+    )
+    evaluation = r"episode \d+ step \d+ episode_return_avg -\d+\.\d{3} avg_max_q_value -?\d+\.\d{3}"
+    logs = [line for line in lines[created:] if re.fullmatch(log_line, line)]
+    evaluations = [line for line in lines[created:] if re.fullmatch(evaluation, line)]
+    assert [int(re.search(r"/(\d+)", line)[1]) for line in logs] == [200, 400, 600, 800, 1000, 1200]
+    assert [int(line.split()[3]) for line in evaluations] == [400, 800, 1200]
+    saved = [line for line in lines if line.startswith("Saved ")]
+    assert saved[-1] == "Saved small-log/small-1200.h5"
+    assert lines[-1] == "python run.py --model small-log/small-best.h5"
+    others = len(lines) - created - 1 - len(logs) - len(evaluations) - len(saved)
+    assert others == 4  # steps and speed, best evaluation, "Watch it:", the command
+
+
+def test_a_run_leaves_its_files(small_run):
+    _, folder = small_run
+    log = folder / "small-log"
+    files = sorted(path.name for path in log.iterdir() if "tfevents" not in path.name)
+    snapshots = ["small-1200.h5", "small-600.h5", "small-best.h5"]
+    assert files == ["best", "config.json", *snapshots, "state.npz"]
+    assert set(events(log)) == SCALARS
+    config = json.loads((log / "config.json").read_text())
+    assert set(run.HYPERPARAMETERS) <= set(config)
+    assert (config["seed"], config["max_steps"], config["gamma"]) == (7, 1200, 0.99)
+    assert set(config["versions"]) == {"tensorflow", "keras", "gym", "numpy", "python"}
+    assert config["command"].endswith("--seed 7 --name small")
+
+
+def test_the_scalars_are_those_of_the_lines(small_run):
+    result, folder = small_run
+    scalars = events(folder / "small-log")
+    printed = re.findall(
+        r"step (\d+) episode_return_avg (\S+) avg_max_q_value (\S+)", result.stdout
+    )
+    for tag, column in (("episode_return_avg", 1), ("avg_max_q_value", 2)):
+        expected = [(int(row[0]), pytest.approx(float(row[column]), abs=6e-4)) for row in printed]
+        assert scalars[tag] == expected
+    printed = re.findall(r"steps (\d+)/(\d+) loss (\S+) return (\S+)", result.stdout)
+    assert scalars["episode_steps"] == [(int(step), int(steps)) for steps, step, *_ in printed]
+    assert scalars["episode_return"] == [(int(row[1]), float(row[3])) for row in printed]
+    losses = [(int(row[1]), pytest.approx(float(row[2]), abs=1e-6)) for row in printed]
+    assert scalars["loss"] == losses[1:]  # nothing is fitted yet at step 200
+
+
+def test_the_preset_of_the_command_line_is_overridden_by_single_flags(train):
+    folder, _ = train(
+        preset="tuned", name="p", seed=1, **{**SMALL, "hidden": (8,), "max_steps": 20}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    expected = {**run.PRESETS["tuned"], "hidden": [8]}
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_eval_repeats_itself_with_a_seed(small_run, command):
+    _, folder = small_run
+    outputs = [
+        command("run.py", "--model", "small-log/small-1200.h5", "--eval", "--seed", 3,
+                "--episodes", 3, cwd=folder).stdout
+        for _ in range(2)
+    ]  # fmt: skip
+    assert outputs[0] == outputs[1]
+    lines = outputs[0].splitlines()
+    assert lines[0] == "Loaded small-log/small-1200.h5"
+    assert re.fullmatch(r"episode_return_avg -\d+\.\d{3}", lines[-1])
+    returns = [float(line.split()[-1]) for line in lines[1:-1]]
+    assert len(returns) == 3
+    assert float(lines[-1].split()[1]) == pytest.approx(np.mean(returns), abs=6e-4)
+
+
+def test_training_goes_on_from_a_snapshot_in_a_new_folder(small_run, command):
+    _, folder = small_run
+    result = command("run.py", "--model", "small-log/small-1200.h5", "--train", "--name", "again",
+                     "--max-steps", 20, cwd=folder)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (final_weights(folder / "again-log", 20) == final_weights(folder / "small-log")).all()
+
+
+def test_two_runs_of_the_same_minute_get_a_folder_each(train, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "06-07-18-39")
+    folders = [train(seed=1, **{**SMALL, "max_steps": 10})[0] for _ in range(3)]
+    assert [folder.name for folder in folders] == [
+        "06-07-18-39-log", "06-07-18-39-2-log", "06-07-18-39-3-log",
+    ]  # fmt: skip
+    assert (folders[1] / "06-07-18-39-2-10.h5").exists()
+
+
+def test_the_self_check_tries_every_phase(command):
+    result = command("run.py", "--test")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("Everything works.\n")
+
+
+def test_a_live_tensorboard_follows_a_running_training(tmp_path):
+    """A real TensorBoard answers over HTTP with the eight tags of a run that still trains."""
+    training = subprocess.Popen(
+        [sys.executable, run.__file__, "--name", "live", "--seed", "1", "--log-every", "200",
+         "--eval-every", "2500", "--eval-steps", "400", "--max-steps", "100000000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", ".", "--port", "0", "--bind_all",
+         "--reload_interval", "1"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for line in server.stderr:
+            if port := re.search(r"http://\S+:(\d+)/", line):
+                break
+        url = f"http://127.0.0.1:{port[1]}/data/plugin/scalars/tags"
+        deadline, tags = time.monotonic() + 90, {}
+        while set(tags.get("live-log", ())) != SCALARS and time.monotonic() < deadline:
+            time.sleep(0.5)
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                tags = json.load(answer)
+        assert set(tags["live-log"]) == SCALARS
+        assert training.poll() is None
+    finally:
+        for process in (training, server):
+            process.kill()
+            process.wait()

@@ -1,0 +1,372 @@
+import io
+import itertools
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import checkpoint
+from arguments import UsageError
+from environments import make_environment
+from files import write_sealed
+from loggers import load_weights
+from snapshot_reader import read_arrays
+
+# Reads each file named on standard input as `load_weights` would, in a process of its own, but
+# forked: a line each of exit status (or minus a signal), seconds, memory and what it printed.
+READER = """
+import os, sys, time, tempfile
+import h5py, snapshot_reader
+for path in sys.stdin.read().splitlines():
+    started = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(path + ".out", os.O_CREAT | os.O_WRONLY), 1)
+        os.dup2(os.open(path + ".err", os.O_CREAT | os.O_WRONLY), 2)
+        sys.argv = ["", path]
+        snapshot_reader.main()
+        sys.stdout.flush()
+        os._exit(0)
+    _, status, usage = os.wait4(pid, 0)
+    print(os.waitstatus_to_exitcode(status), time.monotonic() - started, usage.ru_maxrss / 2**20)
+"""
+
+
+def read_all(paths):
+    """The weights in each file, or None if it was refused; each quickly, and in little memory."""
+    reader = subprocess.run(
+        [sys.executable, "-c", READER],
+        input="\n".join(map(str, paths)),
+        cwd=ROOT,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # a fork copies one thread
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    results = []
+    for path, line in zip(paths, reader.stdout.splitlines(), strict=True):
+        status, seconds, gigabytes = map(float, line.split())
+        assert seconds < 10, path
+        assert gigabytes < 2, path
+        # Behind any other end, a crash included, load_weights puts one line of its own.
+        lines = path.with_name(path.name + ".err").read_text().splitlines()
+        assert status or not lines
+        if status == 2:
+            assert len(lines) == 1, lines
+        arrays = path.with_name(path.name + ".out").read_bytes()
+        results.append(None if status else read_arrays(arrays))
+    return results
+
+
+def random_weights(sizes=(2, 8, 8, 3)):
+    rng = np.random.default_rng(0)
+    weights = []
+    for size, next_size in itertools.pairwise(sizes):
+        weights += [rng.normal(size=(size, next_size)), rng.normal(size=next_size)]
+    return [array.astype(np.float32) for array in weights]
+
+
+def write_h5(weights, change=None, **attributes):
+    """The bytes of a snapshot in the 2018 layout; `change(file)` is called before it is closed."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["keras_version"] = b"2.1.5-tf"
+        file.attrs["backend"] = b"tensorflow"
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        layers = file.create_group("model_weights")
+        names = [f"dense_{number}" for number in range(1, len(weights) // 2 + 1)]
+        layers.attrs["layer_names"] = [name.encode() for name in names]
+        for name, kernel, bias in zip(names, weights[0::2], weights[1::2], strict=True):
+            group = layers.create_group(name)
+            paths = [f"{name}/kernel:0", f"{name}/bias:0"]
+            group.attrs["weight_names"] = [path.encode() for path in paths]
+            group[paths[0]], group[paths[1]] = kernel, bias
+        if change:
+            change(file)
+    return content.getvalue()
+
+
+def replace(weight, make):
+    """A change for `write_h5`: `make(group, name)` makes another thing in place of a kernel."""
+
+    def change(file):
+        group = file[weight].parent
+        del file[weight]
+        make(group, "kernel:0")
+
+    return change
+
+
+KERNEL = "model_weights/dense_1/dense_1/kernel:0"
+
+
+def equal(weights, others):
+    return len(weights) == len(others) and all(map(np.array_equal, weights, others))
+
+
+def damaged(data, count, seed):
+    """Copies of `data`, half of them cut short, half with one bit flipped; the ends among them."""
+    rng = random.Random(seed)
+    for length in [0, 1, len(data) - 1, *rng.sample(range(len(data)), count // 2 - 3)]:
+        yield data[:length]
+    for place in [0, len(data) - 1, *rng.sample(range(len(data)), count // 2 - 2)]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.randrange(8)
+        yield bytes(flipped)
+
+
+def write_files(folder, contents):
+    paths = []
+    for number, content in enumerate(contents):
+        paths.append(folder / f"{number}.h5")
+        paths[-1].write_bytes(content)
+    return paths
+
+
+def test_200_damaged_snapshots_are_refused_or_load_the_same_weights(tmp_path):
+    weights = random_weights()
+    write_sealed(tmp_path / "whole.h5", write_h5(weights))
+    data = (tmp_path / "whole.h5").read_bytes()
+    paths = write_files(tmp_path, [data, *damaged(data, 200, seed=1)])
+    whole, *results = read_all(paths)
+    assert equal(whole, weights)
+    for path, result in zip(paths[1:], results, strict=True):
+        assert result is None or equal(result, weights), path
+    # Only where the checksum itself is hit the weights can still be read.
+    assert sum(result is None for result in results) > 180
+
+
+def test_160_damaged_snapshots_without_checksum_crash_and_hang_nothing(tmp_path):
+    weights = random_weights()
+    data = write_h5(weights)
+    whole, *results = read_all(write_files(tmp_path, [data, *damaged(data, 160, seed=2)]))
+    assert equal(whole, weights)
+    assert sum(result is None for result in results) >= 80  # all of those cut short
+
+
+def test_200_damaged_states_are_refused(tmp_path):
+    path = tmp_path / "state.npz"
+    progress = checkpoint.Progress(checkpoint.Episode(3, 7, [0, 1, 2]), step=40)
+    parts, arrays = {"rng": np.random.default_rng(1)}, {"rows": np.arange(700, dtype=np.float32)}
+    checkpoint.save_state(path, {"gamma": 0.99}, progress, parts, arrays)
+    assert np.array_equal(checkpoint.load_state(path)["arrays"]["rows"], arrays["rows"])
+    data = path.read_bytes()
+    for content in damaged(data, 200, seed=3):
+        path.write_bytes(content)
+        with pytest.raises(UsageError) as error:
+            checkpoint.load_state(path)
+        assert "\n" not in str(error.value)
+
+
+def refused(path):
+    """What `--model PATH` says, in one line."""
+    started = time.monotonic()
+    with pytest.raises(UsageError) as error:
+        load_weights(path, make_environment("MountainCar-v0"))
+    assert time.monotonic() - started < 20
+    message = str(error.value)
+    assert message.startswith(f"can't use {path}: ")
+    assert len(message) < 400
+    assert message.isprintable()
+    return message
+
+
+def huge(group, name):
+    group.create_dataset(name, (10**6, 10**6), "f4", chunks=(100, 100))
+
+
+def bomb(group, name):
+    zeros = group.create_dataset(
+        name, (2**15, 2**14), "f4", compression="gzip", chunks=(2**12,) * 2
+    )
+    zeros[: 2**12] = np.zeros((2**12, 2**14), "f4")
+
+
+def wide_chunk(group, name):
+    wide = group.create_dataset(
+        name, (2, 8), "f4", chunks=(2, 2**28), maxshape=(None, None), compression="gzip"
+    )
+    wide.attrs["unused"] = 1
+
+
+def soft_link(group, name):
+    group[name] = h5py.SoftLink("/model_weights/dense_1/dense_1/bias:0")
+
+
+def external_link(group, name):
+    group[name] = h5py.ExternalLink("/etc/hostname.h5", "/kernel")
+
+
+def virtual(group, name):
+    layout = h5py.VirtualLayout((2, 8), "f4")
+    layout[:] = h5py.VirtualSource("secret.h5", "kernel", (2, 8))
+    group.create_virtual_dataset(name, layout)
+
+
+def external(group, name):
+    group.create_dataset(name, (2, 8), "f4", external=[("/etc/passwd", 0, 64)])
+
+
+def text(group, name):
+    group[name] = np.array([b"cos\nsystem\n(S'true'\ntR."] * 16).reshape(2, 8)
+
+
+def objects(group, name):
+    group.create_dataset(name, (2, 8), h5py.vlen_dtype(np.uint8))
+
+
+def a_group(group, name):
+    group.create_group(name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [huge, bomb, wide_chunk, soft_link, external_link, virtual, external, text, objects, a_group],
+)
+def test_a_weight_that_is_not_plain_numbers_in_the_file_is_refused(tmp_path, make):
+    path = tmp_path / "harm.h5"
+    path.write_bytes(write_h5(random_weights(), replace(KERNEL, make)))
+    assert path.stat().st_size < 2**20
+    assert "HDF5 can't" not in refused(path)  # it is refused knowingly
+    assert read_all([path]) == [None]
+
+
+def named(*names):
+    def change(file):
+        file["model_weights"].attrs["layer_names"] = names
+
+    return change
+
+
+def deep(file):
+    group = file["model_weights"]
+    for _ in range(3000):
+        group = group.create_group("a")
+    named("a/" * 3000)(file)
+
+
+def loop(file):
+    file["model_weights/self"] = file["model_weights"]
+    named("self/" * 5000 + "dense_1")(file)
+
+
+def many_times(file):
+    # 60 000 layers of 60 000 weights, in 120 kB.
+    group = file["model_weights"].create_group("l")
+    group["w"] = np.ones((1, 1), np.float32)
+    group.attrs["weight_names"] = np.array([b"w"] * 60000)
+    file["model_weights"].attrs["layer_names"] = np.array([b"l"] * 60000)
+
+
+def large_many_times(file):
+    group = file["model_weights"].create_group("l")
+    group.create_dataset("w", (2**12, 2**12), "f4", fillvalue=1, chunks=(64, 64))
+    group.attrs["weight_names"] = np.array([b"w"] * 900)
+    named("l")(file)
+
+
+def disguise(file):
+    named("\x1b[2J\n" + "x" * 9000)(file)
+
+
+def numbers(file):
+    file["model_weights"].attrs["layer_names"] = np.arange(5)
+
+
+def no_names(file):
+    del file["model_weights"].attrs["layer_names"]
+
+
+def not_finite(file):
+    file[KERNEL][0, 0] = np.nan
+
+
+def other_shape(file):
+    replace(KERNEL, lambda group, name: group.create_dataset(name, (2, 9)))(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        deep,
+        loop,
+        many_times,
+        large_many_times,
+        disguise,
+        numbers,
+        no_names,
+        not_finite,
+        other_shape,
+    ],
+)
+def test_a_file_of_another_structure_is_refused(tmp_path, change):
+    path = tmp_path / "harm.h5"
+    path.write_bytes(write_h5(random_weights(), change))
+    refused(path)
+    assert read_all([path]) == [None]
+
+
+def test_nothing_of_a_model_but_its_numbers_is_used(tmp_path, tensorflow):
+    import keras
+
+    marker = tmp_path / "executed"
+    code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    model = keras.Sequential(
+        [
+            keras.layers.Input((2,)),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Lambda(eval(f"lambda x: ({code}, x)[1]"), output_shape=(8,)),
+            keras.layers.Dense(3),
+        ]
+    )
+    path = tmp_path / "lambda.h5"
+    model.save(path)
+    marker.unlink(missing_ok=True)
+    pickled = b"cposix\nsystem\n(S'touch " + os.fsencode(marker) + b"'\ntR."
+    with h5py.File(path, "a") as file:
+        file.attrs["custom_objects"] = np.void(pickled)
+        file["model_weights"].attrs["backend"] = np.void(pickled)
+        assert (
+            "Lambda" in json.loads(file.attrs["model_config"])["config"]["layers"][2]["class_name"]
+        )
+    weights = load_weights(path, make_environment("MountainCar-v0"))
+    assert equal(weights, model.get_weights())
+    assert not marker.exists()
+    keras.models.load_model(path, safe_mode=False, compile=False)(np.zeros((1, 2), np.float32))
+    assert marker.exists()  # so the file could have
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    assert refused(tmp_path / "pipe.h5").endswith("it isn't a file")
+    assert refused("/dev/zero").endswith("it isn't a file")
+    assert refused(tmp_path).endswith("is a directory")
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    refused(tmp_path / "loop.h5")
+
+
+def test_a_file_larger_than_any_snapshot_is_refused(tmp_path):
+    path = tmp_path / "large.h5"
+    with open(path, "wb") as file:
+        file.write(b"\x89HDF\r\n\x1a\n")
+        file.truncate(2**40)  # takes no room on the disk
+    assert refused(path).endswith("the file is larger than any snapshot")
+    assert read_all([path]) == [None]
+
+
+def test_a_superblock_of_wild_addresses_is_refused(tmp_path):
+    path = tmp_path / "wild.h5"
+    data = bytearray(write_h5(random_weights()))
+    data[40:48] = struct.pack("<Q", 2**63)
+    path.write_bytes(data)
+    refused(path)

@@ -1,0 +1,547 @@
+import json
+import os
+import pty
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, NeverStop
+from forked import Forks
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+import checkpoint
+import loggers
+import run
+from arguments import UsageError
+from files import attempt, claimed, say, write_file
+from snapshot_reader import CHECKSUM, read_weights
+
+FEW = (
+    "--seed 1 --max-steps 400 --train-start 60 --target-update-every 40 --snapshot-every 23 "
+    "--eval-every 50 --eval-steps 100 --buffer-size 150 --batch-size 16 --log-every 50 "
+    "--q-validation-size 40 --hidden 8,8 --epsilon 0.3"
+)
+EVERYTHING = f"{FEW} --n-step 3 --ema 0.9"
+
+
+@pytest.fixture(scope="module")
+def forks():
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def unbroken(forks, tmp_path_factory):
+    """The log folder of a run that nothing happened to; run once for each set of flags."""
+    folders = {}
+
+    def unbroken(flags):
+        if flags not in folders:
+            folder = tmp_path_factory.mktemp("unbroken")
+            training = forks.run(folder, f"--name whole {flags}")
+            assert training.status == 0, training.output
+            folders[flags] = folder / "whole-log"
+        return folders[flags]
+
+    return unbroken
+
+
+def state_of(folder):
+    """A run's whole state, the times that it took left out."""
+    state = checkpoint.load_state(folder / checkpoint.STATE_FILE)
+    progress = vars(state["progress"]) | {"first_step": None}
+    progress["episode"] = vars(progress["episode"]) | {"seconds": None, "started": None}
+    settings = state["settings"] | {"name": None}
+    return settings, progress, state["generators"], state["arrays"]
+
+
+def assert_same_end(folder, expected):
+    """Both runs ended with the same files, bit for bit, and the same state."""
+    name = folder.name.removesuffix("-log")
+    for path in expected.glob("[!.]*.h5"):
+        ours = folder / path.name.replace("whole", name)
+        assert ours.read_bytes() == path.read_bytes(), ours
+    *ours, our_arrays = state_of(folder)
+    *theirs, their_arrays = state_of(expected)
+    assert ours == theirs
+    assert our_arrays.keys() == their_arrays.keys()
+    for key, array in our_arrays.items():
+        assert np.array_equal(array, their_arrays[key], equal_nan=True), key
+
+
+def assert_whole(folder):
+    """Every file with a final name is whole."""
+    for path in folder.glob("[!.]*.h5"):
+        assert CHECKSUM.open(path.read_bytes())
+        read_weights(path)
+    if (folder / "config.json").exists():
+        json.loads((folder / "config.json").read_text())
+    if (folder / checkpoint.STATE_FILE).exists():
+        checkpoint.load_state(folder / checkpoint.STATE_FILE)
+
+
+def assert_events_whole(folder):
+    for path in folder.glob("events*"):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            record, (crc,) = data[12 : 12 + length], struct.unpack("<I", data[12 + length :][:4])
+            assert crc == masked_crc32c(record)
+            data = data[16 + length :]
+
+
+def partial_files(folder):
+    return list(folder.glob(".*.partial.*"))
+
+
+# Kills ---------------------------------------------------------------------------------------
+
+
+def a_kill(rng):
+    """SIGKILL at a random moment: behind a step, while a file is written, or at any time."""
+    if rng.random() < 0.3:
+        return ["step", rng.randint(1, 150), "kill", "SIGKILL"]
+    if rng.random() < 0.7:
+        return [rng.choice(["seal", "fsync", "replace"]), rng.randint(1, 8), "kill", "SIGKILL"]
+    return ["step", rng.randint(1, 70), "kill_soon", "SIGKILL", rng.uniform(0, 0.4)]
+
+
+def train_through_kills(forks, cwd, flags, kills, seed):
+    """Kill and resume a run `kills` times, then let it end; return its folder, and counts."""
+    rng = random.Random(seed)
+    folder = cwd / "killed-log"
+    counts = {"killed": 0, "writing": 0, "without state": 0}
+    while True:
+        if not (folder / checkpoint.STATE_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        command = "--resume killed-log" if folder.exists() else f"--name killed {flags}"
+        accidents = [a_kill(rng)] if counts["killed"] < kills else []
+        training = forks.run(cwd, command, *accidents)
+        assert_whole(folder)
+        if training.status == -signal.SIGKILL:
+            counts["killed"] += 1
+            counts["writing"] += bool(partial_files(folder))
+            counts["without state"] += not (folder / checkpoint.STATE_FILE).exists()
+            continue
+        if "the run is finished" not in training.output:  # killed behind its last state
+            assert training.status == 0, training.output
+        if counts["killed"] >= kills:
+            return folder, counts
+        shutil.rmtree(folder)  # it outran its killer
+
+
+def test_runs_killed_22_times_end_like_unbroken_ones(forks, unbroken, tmp_path):
+    cases = [EVERYTHING, f"{FEW} --env CartPole-v1"]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        whole = list(pool.map(unbroken, cases))
+        ends = list(pool.map(train_through_kills, [forks] * 2, folders, cases, [11, 11], [1, 2]))
+    for (folder, _), expected in zip(ends, whole, strict=True):
+        assert_same_end(folder, expected)
+        assert not partial_files(folder)
+    assert sum(counts["killed"] for _, counts in ends) >= 20
+    assert sum(counts["writing"] for _, counts in ends) >= 3
+
+
+def test_a_run_killed_before_its_first_state_is_refused_in_one_line(forks, tmp_path, capsys):
+    training = forks.run(tmp_path, f"--name early {FEW}", ["step", 5, "kill", "SIGKILL"])
+    assert training.status == -signal.SIGKILL
+    assert run.main(["--resume", str(tmp_path / "early-log")], NeverStop()) == 2
+    assert one_line(capsys).endswith("a run that ended before it was saved starts anew")
+
+
+# Ctrl-C and SIGTERM --------------------------------------------------------------------------
+
+MOMENTS = [  # what happens, exit status, step at which the run stops; None: not told here
+    (["start_tensorflow", 1, "kill", "SIGINT"], 130, 1),
+    (["step", 1 + 9, "kill", "SIGTERM"], 143, 10),
+    (["step", 10 + 40 + 30, "kill", "SIGINT"], 130, 50),  # in the first evaluation
+    (["step", 50 + 99, "kill", "SIGTERM"], 143, 50),  # in the same again
+    (["execute", 1, "kill_soon", "SIGINT", 0.2], 130, None),  # while TensorFlow compiles
+    (["seal", 2, "kill", "SIGTERM"], 143, None),  # while the state is written
+    (["replace", 3, "kill", "SIGINT"], 130, None),
+    (["evaluate", 1, "kill", "SIGHUP"], 129, None),
+]
+
+
+def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(forks, unbroken, tmp_path):
+    folder = tmp_path / "stopped-log"
+    command = f"--name stopped {EVERYTHING}"
+    for accident, status, step in MOMENTS:
+        training = forks.run(tmp_path, command, accident)
+        lines = training.output.splitlines()
+        assert training.status == status, training.output
+        assert "Traceback" not in training.output
+        assert lines[-1] == "python run.py --resume stopped-log"
+        reached = checkpoint.load_state(folder / checkpoint.STATE_FILE)["progress"].step
+        assert lines[-2] == f"Stopped at step {reached}, to go on:"
+        assert step in (None, reached)
+        assert (folder / f"stopped-{reached}.h5").exists()
+        assert_whole(folder)
+        assert_events_whole(folder)
+        command = "--resume stopped-log"
+    training = forks.run(tmp_path, command)
+    assert training.status == 0, training.output
+    assert_same_end(folder, unbroken(EVERYTHING))
+
+
+def test_an_evaluation_cut_short_at_the_last_step_is_done_on_resume(forks, unbroken, tmp_path):
+    in_it = ["step", 50 + 20, "kill", "SIGINT"]
+    command = f"--name last {EVERYTHING} --max-steps 50"
+    assert forks.run(tmp_path, command, in_it).status == 130
+    finished = forks.run(tmp_path, "--resume last-log")
+    assert finished.status == 0
+    assert "step 50 episode_return_avg" in finished.output
+    more = forks.run(tmp_path, "--resume last-log --max-steps 400")  # as good as 400 from the start
+    assert "Resumed last-log at step 50" in more.output
+    assert_same_end(tmp_path / "last-log", unbroken(EVERYTHING))
+
+
+def test_a_second_ctrl_c_stops_at_once_even_while_saving(forks, unbroken, tmp_path):
+    folder = tmp_path / "twice-log"
+    twice = ["seal", 3, "kill", "SIGINT"], ["seal", 3, "kill", "SIGINT"]
+    training = forks.run(tmp_path, f"--name twice {EVERYTHING}", *twice)
+    assert training.status == 130
+    assert "Traceback" not in training.output
+    assert "--resume" not in training.output
+    assert partial_files(folder)
+    assert_whole(folder)
+    assert forks.run(tmp_path, "--resume twice-log").status == 0
+    assert not partial_files(folder)
+    assert_same_end(folder, unbroken(EVERYTHING))
+
+
+def loaded(process, library):
+    """Wait until a process has loaded a library; that its import is still going on is likely."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    while library not in maps.read_text():
+        assert process.poll() is None
+        time.sleep(0.001)
+
+
+def started(cwd, *arguments):
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("program", ["run.py", "see.py"])
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback(tmp_path, program):
+    process = started(tmp_path, ROOT / program)
+    loaded(process, "_multiarray_umath")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_proc
+def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(forks, unbroken, tmp_path):
+    process = started(tmp_path, ROOT / "run.py", "--name", "import", *EVERYTHING.split())
+    loaded(process, "libtensorflow_cc")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "")
+    assert output.endswith("Stopped at step 1, to go on:\npython run.py --resume import-log\n")
+    assert forks.run(tmp_path, "--resume import-log").status == 0
+    assert_same_end(tmp_path / "import-log", unbroken(EVERYTHING))
+
+
+def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monkeypatch):
+    reader = tmp_path / "reader.py"
+    reader.write_text("import os, sys; print(os.getpgrp(), file=sys.stderr); sys.exit(2)")
+    monkeypatch.setattr(loggers, "READER", reader)
+    with pytest.raises(UsageError) as error:
+        loggers.load_weights("x.h5", None)
+    assert int(str(error.value).split(": ")[1]) != os.getpgrp()
+
+
+# Disks and terminals -------------------------------------------------------------------------
+
+
+def test_a_disk_full_to_the_end_is_status_1_and_what_was_saved_goes_on(forks, unbroken, tmp_path):
+    training = forks.run(tmp_path, f"--name full {EVERYTHING}", ["step", 300, "limit", 9000])
+    folder = tmp_path / "full-log"
+    assert training.status == 1
+    lines = training.output.splitlines()
+    assert "warning: can't write full-log/state.npz: File too large; training goes on" in lines
+    assert "warning: can't write full-log/full-400.h5: File too large; training goes on" in lines
+    assert lines[-1].startswith("run.py: error: the last snapshot or state")
+    assert "Traceback" not in training.output
+    assert not partial_files(folder)
+    assert_whole(folder)
+    assert forks.run(tmp_path, "--resume full-log").status == 0
+    assert_same_end(folder, unbroken(EVERYTHING))
+
+
+def test_a_disk_full_for_a_while_costs_the_snapshots_of_that_while(forks, unbroken, tmp_path):
+    accidents = ["step", 130, "limit", 300], ["step", 600, "limit", -1]
+    training = forks.run(tmp_path, f"--name late {EVERYTHING}", *accidents)
+    assert training.status == 0, training.output
+    assert "/events.out.tfevents" in training.output  # it is too small for the events, too
+    assert training.output.count("warning: can't write late-log/events") == 1
+    folder, expected = tmp_path / "late-log", unbroken(EVERYTHING)
+    assert len(list(folder.glob("[!.]*.h5"))) < len(list(expected.glob("*.h5")))
+    final = (folder / "late-400.h5").read_bytes()
+    assert final == (expected / "whole-400.h5").read_bytes()
+    assert_whole(folder)
+    assert_events_whole(folder)
+
+
+def test_a_log_folder_that_is_gone_for_good_is_status_1(forks, tmp_path):
+    training = forks.run(tmp_path, f"--name gone {EVERYTHING}", ["step", 90, "remove", "gone-log"])
+    assert training.status == 1
+    lines = training.output.splitlines()
+    assert (
+        "warning: can't write gone-log/gone-400.h5: No such file or directory; training goes on"
+        in lines
+    )
+    assert lines[-1].startswith("run.py: error: ")
+    assert "Traceback" not in training.output
+
+
+def test_a_log_folder_that_comes_back_is_written_again(forks, unbroken, tmp_path):
+    away = ["step", 300, "move", "back-log", "elsewhere"]
+    back = ["step", 700, "move", "elsewhere", "back-log"]
+    training = forks.run(tmp_path, f"--name back {EVERYTHING}", away, back)
+    assert training.status == 0, training.output
+    assert "warning: can't write back-log/" in training.output
+    final = (tmp_path / "back-log" / "back-400.h5").read_bytes()
+    assert final == (unbroken(EVERYTHING) / "whole-400.h5").read_bytes()
+
+
+def test_a_training_outlives_the_reader_of_its_output(forks, unbroken, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    training = forks.start(tmp_path, f"--name unread {EVERYTHING}", output=pipe)
+    with open(pipe) as reader:
+        reader.readline()
+    assert training.wait() == 0
+    assert_same_end(tmp_path / "unread-log", unbroken(EVERYTHING))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, capsys):
+    path = tmp_path / "file.txt"
+    write_file(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary):
+        temporary.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    assert not attempt(write_file, path, fail)
+    assert capsys.readouterr().out == (
+        f"warning: can't write {path}: No space left on device; training goes on\n"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+    assert path.read_text() == "old"
+
+
+def test_a_full_disk_under_the_printed_lines_ends_nothing(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        say("lost")
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space"):
+            full.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+# Resuming ------------------------------------------------------------------------------------
+
+
+def one_line(capsys):
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.startswith("run.py: error: ")
+    return errors.strip()
+
+
+def resume_error(folder, capsys, *flags):
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run.main(["--resume", str(folder), *flags], NeverStop()) == 2
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return one_line(capsys)
+
+
+@pytest.fixture
+def folder(unbroken, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(unbroken(EVERYTHING), tmp_path / "whole-log")
+
+
+def rewrite(path, change):
+    """Change a state file, and seal it again as one who means harm would."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    document = json.loads(arrays.pop("json").tobytes())
+    change(document, arrays)
+    arrays["json"] = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    np.savez(path, **arrays)
+    path.write_bytes(path.read_bytes() + CHECKSUM.seal(path.read_bytes()))
+
+
+def test_a_finished_run_is_not_resumed(folder, capsys):
+    error = resume_error(folder, capsys)
+    assert "--resume: the run is finished at step 400; --max-steps may be raised" in error
+
+
+def test_conflicting_flags_are_refused(folder, capsys):
+    conflicts = ("--gamma", "0.5"), ("--seed", "2"), ("--env", "CartPole-v1"), ("--hidden", "8")
+    for flags in conflicts:
+        assert flags[0] in resume_error(folder, capsys, *flags)
+
+
+def test_equal_flags_are_accepted(folder, capsys):
+    flags = "--seed", "1", "--hidden", "8,8", "--env", "MountainCar-v0", "--ema", "0.9"
+    assert "finished" in resume_error(folder, capsys, *flags)
+
+
+def test_a_folder_without_state_is_refused(tmp_path, capsys):
+    assert "no such file" in resume_error(tmp_path, capsys)
+    assert "no such file" in resume_error(tmp_path / "nothing", capsys)
+
+
+def test_a_state_that_is_no_file_is_refused(tmp_path, capsys):
+    os.mkfifo(tmp_path / checkpoint.STATE_FILE)
+    assert run.main(["--resume", str(tmp_path)], NeverStop()) == 2
+    assert "isn't a file" in one_line(capsys)
+
+
+def test_a_state_of_another_version_is_refused(folder, capsys):
+    def change(document, arrays):
+        document["version"] += 1
+
+    rewrite(folder / checkpoint.STATE_FILE, change)
+    assert "another version" in resume_error(folder, capsys)
+
+    def forget(document, arrays):
+        document["version"] = checkpoint.VERSION
+        del document["settings"]["ema"]
+
+    rewrite(folder / checkpoint.STATE_FILE, forget)
+    assert "another version" in resume_error(folder, capsys)
+
+
+def test_a_damaged_state_is_refused(folder, capsys):
+    path = folder / checkpoint.STATE_FILE
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert "the file isn't whole" in resume_error(folder, capsys)
+    path.write_bytes(data[:100] + b"?" + data[101:])
+    assert "the file is damaged" in resume_error(folder, capsys)
+
+
+def test_a_state_made_to_do_harm_is_refused(folder, capsys):
+    path = folder / checkpoint.STATE_FILE
+    good = path.read_bytes()
+    marker = folder / "executed"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+
+    class Harm:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    def imported(document, arrays):
+        document["settings"]["env"] = "whole-log.evil:Car-v0"
+
+    def pickled(document, arrays):
+        arrays["fitted"] = np.array([Harm()])
+
+    def strange(document, arrays):
+        document["progress"] = [1]
+
+    for change in imported, pickled, strange:
+        path.write_bytes(good)
+        rewrite(path, change)
+        resume_error(folder, capsys, "--max-steps", "500")
+    with np.load(path) as file:
+        np.savez_compressed(path, **file)  # could be a bomb
+    path.write_bytes(path.read_bytes() + CHECKSUM.seal(path.read_bytes()))
+    assert "isn't a state" in resume_error(folder, capsys)
+    path.write_bytes(CHECKSUM.seal(b""))
+    resume_error(folder, capsys)
+    assert not marker.exists()
+
+
+def test_a_state_that_does_not_fit_its_settings_is_refused(forks, folder):
+    def change(document, arrays):
+        arrays["model.0"] = arrays["model.0"][:-1]
+
+    rewrite(folder / checkpoint.STATE_FILE, change)
+    training = forks.run(folder.parent, "--resume whole-log --max-steps 500")
+    assert training.status == 2
+    assert training.output == "run.py: error: --resume: the state doesn't fit its own settings\n"
+
+
+def test_two_processes_do_not_train_in_one_folder(folder, capsys):
+    with claimed(folder):
+        error = resume_error(folder, capsys, "--max-steps", "500")
+    assert "another process is training in" in error
+
+
+# Determinism ---------------------------------------------------------------------------------
+
+
+def train_in_a_terminal(forks, cwd, command):
+    """Train with a terminal as output; return the Training, and what appeared on the terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    shown = []
+
+    def read():
+        try:
+            while data := os.read(ours, 1 << 16):
+                shown.append(data)
+        except OSError:
+            pass  # its last user has closed it
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    training = forks.run(cwd, command, output=os.ttyname(theirs))
+    os.close(theirs)
+    reader.join(timeout=10)
+    return training, b"".join(shown).decode()
+
+
+def test_weights_depend_on_nothing_but_the_seed_and_the_hyperparameters(forks, unbroken, tmp_path):
+    other = tmp_path / "another folder"
+    other.mkdir()
+    expected = unbroken(EVERYTHING)
+    with ThreadPoolExecutor(2) as pool:  # at once: the machine has more to do
+        quiet = pool.submit(
+            forks.run, tmp_path, f"--name quiet {EVERYTHING} --log-every 100000 --eval-every 0"
+        )
+        busy = pool.submit(
+            train_in_a_terminal, forks, other, f"--name busy {EVERYTHING} --log-every 1"
+        )
+        assert quiet.result().status == 0
+        training, shown = busy.result()
+    assert training.status == 0, shown
+    assert " left" in shown  # the progress bar was drawn
+    for folder in tmp_path / "quiet-log", other / "busy-log":
+        name = folder.name.removesuffix("-log")
+        for step in (23, 230, 400):
+            ours = folder / f"{name}-{step}.h5"
+            assert ours.read_bytes() == (expected / f"whole-{step}.h5").read_bytes()

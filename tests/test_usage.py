@@ -1,0 +1,290 @@
+"""What a user meets: help, mistakes, unusable files, no display."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import gym
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT
+from gym.envs.classic_control import MountainCarEnv
+
+import arguments
+import run
+import see
+from environments import make_environment
+from files import create_log_folder
+from loggers import load_weights, save_snapshot
+
+PROGRAMS = {"run.py": run.main, "see.py": see.main}
+
+
+class Odd(gym.Env):
+    """An environment of the kind that its spaces make it."""
+
+    def __init__(self, observations, actions, render_mode=None):
+        self.observation_space, self.action_space = observations, actions
+
+
+BOX, PAIR = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+for name, observations, actions in [
+    ("Image", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), PAIR),
+    ("Dict", gym.spaces.Dict({"a": BOX}), PAIR),
+    ("Number", gym.spaces.Discrete(5), PAIR),
+    ("Two", BOX, gym.spaces.MultiDiscrete([2, 2])),
+]:
+    gym.register(
+        f"{name}-v0", entry_point=Odd, kwargs={"observations": observations, "actions": actions}
+    )
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a program that must refuse: one line, status 2, nothing written; returns the line."""
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*words, program="run.py"):
+        before = sorted(tmp_path.rglob("*"))
+        try:
+            status = PROGRAMS[program]([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert status == 2
+        assert re.fullmatch(rf"{program}: error: [^\n]+\n", err), err
+        assert out == ""
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return refused
+
+
+def bounds():
+    for name, row in run.HYPERPARAMETERS.items():
+        pair = "{0}" if not isinstance(row.default, tuple) else "32,{0}"
+        whole = not isinstance(row.default, float)
+        step = 1 if whole else max(abs(row.most), 1) * 1e-3
+        yield name, pair.format(row.least - step if row.least else -1)
+        yield name, pair.format(row.most + step)
+        yield name, pair.format("nan")
+        yield name, "many"
+        yield name, ""
+
+
+@pytest.mark.parametrize(("name", "value"), bounds())
+def test_a_hyperparameter_out_of_its_bounds_is_refused(refused, name, value):
+    error = refused(f"{arguments.flag(name)}={value}")
+    assert arguments.flag(name) in error and "expected a" in error
+
+
+def test_the_bounds_themselves_are_accepted():
+    for row in run.HYPERPARAMETERS.values():
+        for bound in (row.least, row.most):
+            text = f"{bound:.9f}" if isinstance(row.default, float) else str(bound)
+            assert row.parse(text) is not None
+
+
+def test_every_number_of_the_tutorial_is_a_default():
+    defaults = {name: row.default for name, row in run.HYPERPARAMETERS.items()}
+    assert defaults == {
+        "gamma": 0.99, "learning_rate": 0.001, "clipnorm": 1.0, "hidden": (32, 32),
+        "batch_size": 64, "buffer_size": 50000, "train_start": 2000, "target_update_every": 1000,
+        "epsilon": 0.01, "max_steps": 200000, "log_every": 2000, "snapshot_every": 50000,
+        "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
+        "n_step": 1, "ema": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ["run.py", "see.py"])
+def test_help_answers_without_tensorflow_and_names_every_flag(program):
+    code = f"import sys, {program[:-3]} as p\ntry: p.main(['--help'])\nfinally: print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    text, _, modules = result.stdout.rstrip().rpartition("\n")
+    assert not {"tensorflow", "keras", "gym", "matplotlib", "ray"} & set(modules.split())
+    if program == "run.py":
+        for name, row in run.HYPERPARAMETERS.items():
+            assert f"{arguments.flag(name)} " in text
+            shown = ",".join(map(str, row.default)) if name == "hidden" else str(row.default)
+            assert f"(default {shown})" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--modle", "x.h5"], "unrecognized arguments: --modle x.h5"),
+        (["--max-step", "5"], "unrecognized arguments: --max-step 5"),
+        (["--batch-size", "65", "--buffer-size", "64"], "--batch-size: expected no more than"),
+        (["--train-start", "9", "--n-step", "10"], "--train-start: expected at least"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "2147483648"], "--seed"),
+        (["--threads", "-1"], "--threads"),
+        (["--preset", "best"], "--preset"),
+        (["--env", "MountainCra-v0"], "--env MountainCra-v0: gym can't make it"),
+        (["--env", "MountainCar-v7"], "--env MountainCar-v7: gym can't make it"),
+        (["--env", ""], "--env"),
+        (["--env", "MountainCarContinuous-v0"], "its action is Box"),
+        (["--env", "Image-v0"], "its observation is Box"),
+        (["--env", "Dict-v0"], "its observation is Dict"),
+        (["--env", "Number-v0"], "its observation is Discrete"),
+        (["--env", "Two-v0"], "its action is MultiDiscrete"),
+        (["--set", "gravity"], "expected NAME=NUMBER"),
+        (["--set", "gravity=nan"], "expected NAME=NUMBER"),
+        (["--set", "gravitas=1"], "no such number, only force, goal_position"),
+        (["--eval"], "--model"),
+        (["--view"], "--model"),
+        (["--gif", "a.gif"], "--model"),
+        (["--episodes", "3"], "--model"),
+        (["--model", "x.h5", "--epsilon", "0.1"], "--epsilon does nothing when a policy is played"),
+        (["--model", "x.h5", "--eval", "--train"], "--eval does nothing when a policy is trained"),
+        (["--model", "x.h5"], "can't use x.h5: no such file"),
+        (["--model", "."], "can't use .: is a directory"),
+        (["--resume", "x-log"], "--resume: x-log/state.npz: no such file"),
+        (["--resume", "x-log", "--model", "x.h5"], "--model does nothing when a run is resumed"),
+        (["--test", "--seed", "1"], "--seed does nothing with --test"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_mistake_gets_one_line(refused, words, says):
+    assert says in refused(*words)
+
+
+@pytest.mark.parametrize("name", ["a/b", "/tmp/a", "..", ".", "", " ", "a\\b", "c:d"])
+def test_a_name_with_a_path_is_refused(refused, tensorflow, name):
+    assert "expected a plain name without a path" in refused(f"--name={name}")
+
+
+def test_a_name_whose_folder_exists_is_refused(refused, tmp_path):
+    (tmp_path / "a-log").mkdir()
+    assert "a-log exists already" in refused("--name", "a")
+
+
+def test_a_log_folder_that_cannot_be_made_is_refused(refused):
+    assert "can't make the folder" in refused("--name", "a" * 300)
+
+
+@pytest.mark.parametrize("words", [["--episodes", "0"], ["--seed", "x"], ["--speed", "2"]])
+def test_see_refuses_mistakes_too(refused, words):
+    refused(*words, program="see.py")
+
+
+def no_display():
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    """A snapshot of an untrained network, written without training."""
+    path = tmp_path_factory.mktemp("snapshot") / "new.h5"
+    save_snapshot(path, run.create_model(make_environment("MountainCar-v0")))
+    return path
+
+
+def test_without_a_display_a_line_names_the_ways_to_do_without(command, snapshot):
+    for words in (["run.py", "--model", snapshot], ["see.py"]):
+        result = command(*words, env=no_display())
+        assert result.returncode == 2
+        assert result.stderr == (
+            f"{words[0]}: error: there is no display to open a window on; "
+            "try --eval, --images or --gif FILE\n"
+        )
+
+
+def test_see_plays_five_random_episodes(monkeypatch, capsys):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    # Real time would be 33 s.
+    monkeypatch.setitem(MountainCarEnv.metadata, "render_fps", 10_000)
+    assert see.main(["--seed", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"episode {n} return -200.0" for n in range(1, 6)] + [
+        "episode_return_avg -200.000"
+    ]
+
+
+# The three generations of .h5, and files that aren't any of them.
+
+
+def write_2018_snapshot(path, weights):
+    """The layout that Keras 2.1.5 wrote, with a model_config that Keras 3 can't deserialise."""
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = b"2.1.5-tf"
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["model_config"] = b'{"class_name": "Model", "config": {"layers": "of 2018"}}'
+        group = file.create_group("model_weights")
+        dense = [b"dense", b"dense_1", b"dense_2", b"dense_3"][: len(weights) // 2]
+        names = [b"observations", *dense[:-1], b"action_mask", dense[-1], b"multiply"]
+        group.attrs["layer_names"] = names
+        pairs = iter(zip(weights[0::2], weights[1::2], strict=True))
+        for name in names:
+            layer = group.create_group(name)
+            layer.attrs["weight_names"] = []
+            if name.startswith(b"dense"):
+                paths = [name + b"/kernel:0", name + b"/bias:0"]
+                layer.attrs["weight_names"] = paths
+                for weight_path, weight in zip(paths, next(pairs), strict=True):
+                    layer[weight_path] = weight
+
+
+def test_the_three_generations_of_snapshots_load(tensorflow, tmp_path):
+    env = make_environment("MountainCar-v0")
+    model = run.create_model(env, hidden=(24, 48))
+    weights = model.get_weights()
+    save_snapshot(tmp_path / "ours.h5", model)
+    model.save(tmp_path / "keras3.h5")
+    write_2018_snapshot(tmp_path / "2018.h5", weights)
+    for name in ("ours", "keras3", "2018"):
+        loaded = load_weights(tmp_path / f"{name}.h5", env)
+        assert all((a == b).all() for a, b in zip(loaded, weights, strict=True))
+
+
+def test_our_snapshots_open_in_keras_too(tensorflow, tmp_path):
+    model = run.create_model(make_environment("MountainCar-v0"))
+    save_snapshot(tmp_path / "ours.h5", model)
+    loaded = run.keras.models.load_model(tmp_path / "ours.h5")
+    for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_files_that_are_no_snapshots_are_refused(refused, tmp_path):
+    (tmp_path / "empty.h5").touch()
+    (tmp_path / "text.h5").write_text("these are not the weights you are looking for")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["temperatures"] = np.arange(5.0)
+    write_2018_snapshot(tmp_path / "chain.h5", [np.zeros(s) for s in ((2, 4), (4,), (5, 3), (3,))])
+    says = {
+        "empty.h5": "the file is empty",
+        "text.h5": "it isn't an HDF5 file",
+        "other.h5": "it isn't a Keras model's snapshot",
+        "chain.h5": "expected the weights of Dense layers",
+    }
+    for name, reason in says.items():
+        assert f"can't use {name}: {reason}" in refused("--model", name, "--eval")
+
+
+def test_a_snapshot_that_may_not_be_read_is_refused(refused, tmp_path, snapshot):
+    shutil.copy(snapshot, tmp_path / "secret.h5")
+    (tmp_path / "secret.h5").chmod(0)
+    if os.access(tmp_path / "secret.h5", os.R_OK):
+        pytest.skip("root may read everything")
+    assert "permission denied" in refused("--model", "secret.h5", "--eval")
+
+
+def test_a_snapshot_of_another_environment_is_refused(refused, snapshot):
+    error = refused("--model", snapshot, "--eval", "--env", "CartPole-v1")
+    assert "2 observed numbers and 3 actions, CartPole-v1 has 4 and 2" in error
+    error = refused("--model", snapshot, "--train", "--hidden", "16,16")
+    assert "--hidden" in error
+
+
+def test_a_dated_name_gets_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "06-07-18-39")
+    names = [create_log_folder().name for _ in range(3)]
+    assert names == ["06-07-18-39-log", "06-07-18-39-2-log", "06-07-18-39-3-log"]
