@@ -117,6 +117,42 @@ class TensorBoardLogger:
         # Points from here on replace those of a run that was killed further on.
         self._write(step=first_step, session_log=event_pb2.SessionLog(status="START"))
 
+    def log_episode(self, episode, step, loss):
+        """Print the line of an episode that ended at `step`, and add it to the plots."""
+        memory = psutil.virtual_memory()
+        used, total = memory.used / 2**30, memory.total / 2**30
+        steps, seconds = len(episode.actions), episode.seconds
+        say(
+            f"episode {episode.number} steps {steps}/{step} loss {loss:.7f} "
+            f"return {episode.episode_return:.1f} in {seconds:.2f}s {steps / seconds:.1f} steps/s "
+            f"{used:.1f}/{total:.1f} GB RAM"
+        )
+        self.log(
+            step,
+            episode_return=episode.episode_return,
+            episode_steps=steps,
+            episode_seconds=seconds,
+            steps_per_second=steps / seconds,
+            memory_used=used,
+            loss=loss,
+        )
+
+    def log_evaluation(self, episode, step, episode_return_avg, avg_max_q_value):
+        """Print the line of an evaluation during `episode`, and add it to the plots."""
+        say(
+            f"episode {episode.number} step {step} episode_return_avg {episode_return_avg:.3f} "
+            f"avg_max_q_value {avg_max_q_value:.3f}"
+        )
+        self.log(step, episode_return_avg=episode_return_avg, avg_max_q_value=avg_max_q_value)
+
+    def log_policy(self, step, env, q_function):
+        """Draw the value function and the policy, where they can be drawn, for the IMAGES tab."""
+        import pictures  # here, since it imports Pillow, which --help must not wait for
+
+        drawn = pictures.draw_pictures(env, q_function)
+        if drawn:
+            self.log_images(step, pictures.SIZE, drawn)
+
     def log(self, step, **scalars):
         """Add one point to each named plot, and flush; NaN, what isn't known yet, is left out."""
         values = [
@@ -196,42 +232,3 @@ class TensorBoardLogger:
         if self._working:  # once, not at every line
             say(f"warning: can't write {self._path}: {error.strerror}; training goes on")
         self._working = False
-
-
-def log_episode(logger, episode, step, loss):
-    """Print the log line of an episode that ended at `step`, and add it to TensorBoard's plots."""
-    memory = psutil.virtual_memory()
-    used, total = memory.used / 2**30, memory.total / 2**30
-    steps, seconds = len(episode.actions), episode.seconds
-    say(
-        f"episode {episode.number} steps {steps}/{step} loss {loss:.7f} "
-        f"return {episode.episode_return:.1f} in {seconds:.2f}s {steps / seconds:.1f} steps/s "
-        f"{used:.1f}/{total:.1f} GB RAM"
-    )
-    logger.log(
-        step,
-        episode_return=episode.episode_return,
-        episode_steps=steps,
-        episode_seconds=seconds,
-        steps_per_second=steps / seconds,
-        memory_used=used,
-        loss=loss,
-    )
-
-
-def log_evaluation(logger, episode, step, episode_return_avg, avg_max_q_value):
-    """Print the line of an evaluation during `episode`, and add it to TensorBoard's plots."""
-    say(
-        f"episode {episode.number} step {step} episode_return_avg {episode_return_avg:.3f} "
-        f"avg_max_q_value {avg_max_q_value:.3f}"
-    )
-    logger.log(step, episode_return_avg=episode_return_avg, avg_max_q_value=avg_max_q_value)
-
-
-def log_policy(logger, step, env, q_function):
-    """Draw the value function and the policy, where they can be drawn, for TensorBoard."""
-    import pictures  # here, since it imports Pillow, which --help must not wait for
-
-    drawn = pictures.draw_pictures(env, q_function)
-    if drawn:
-        logger.log_images(step, pictures.SIZE, drawn)

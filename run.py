@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from functools import partial
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -24,14 +23,7 @@ from backend import FlatModel, compile_step, keras, start_tensorflow, tf
 from checkpoint import Episode, Progress, StopSignal, TrainingError
 from environments import make_environment
 from files import ProgressBar, attempt, claimed, create_log_folder, save_json, say
-from loggers import (
-    TensorBoardLogger,
-    load_weights,
-    log_episode,
-    log_evaluation,
-    log_policy,
-    save_policy,
-)
+from loggers import TensorBoardLogger, load_weights, save_policy
 from replay_buffer import ReplayBuffer, split_columns
 from viewer import watch
 
@@ -239,10 +231,8 @@ def train(settings, folder, stop, weights=None, state=None):
     replay_buffer = ReplayBuffer(
         settings.buffer_size, shape, settings.gamma, settings.n_step, seed=[settings.seed, 1]
     )
-
-    fit_and_predict = compile_fit_and_predict(
-        model, target_model, (settings.batch_size, replay_buffer.rows.shape[1]), shape
-    )
+    batch_shape = (settings.batch_size, replay_buffer.rows.shape[1])
+    fit_and_predict = compile_fit_and_predict(model, target_model, batch_shape, shape)
 
     rng = np.random.default_rng([settings.seed, 0])
     progress = Progress(Episode(1, new_seed(rng)))
@@ -276,18 +266,16 @@ def train(settings, folder, stop, weights=None, state=None):
     def evaluate_and_log(episode):
         weights = model.get_average()
         seed = [settings.seed, 3, progress.step]
-        average = evaluate(
-            eval_env, weights, settings.eval_steps, settings.eval_epsilon, seed, stop
-        )
+        steps, epsilon = settings.eval_steps, settings.eval_epsilon
+        average = evaluate(eval_env, weights, steps, epsilon, seed, stop)
         progress.evaluation_due = average is None
         if progress.evaluation_due:
             return
         max_q_values = q_function(weights, q_validation_observations).max(axis=1)
-        log_evaluation(logger, episode, progress.step, average, float(max_q_values.mean()))
+        logger.log_evaluation(episode, progress.step, average, float(max_q_values.mean()))
         bar.reach(progress.step, "evaluation", average)
-        log_policy(logger, progress.step, eval_env, partial(q_function, weights))
-        better = average > progress.best_average
-        if better and save_policy(folder, "best", model, progress.step):
+        logger.log_policy(progress.step, eval_env, lambda states: q_function(weights, states))
+        if average > progress.best_average and save_policy(folder, "best", model, progress.step):
             progress.best_average, progress.best_step = average, progress.step
             logger.log_best(progress.step, average)
 
@@ -325,7 +313,7 @@ def train(settings, folder, stop, weights=None, state=None):
             if progress.log_due and (terminated or truncated):
                 progress.log_due = False
                 episode.stop_clock()
-                log_episode(logger, episode, step, loss)
+                logger.log_episode(episode, step, loss)
             if step == q_validation_step:
                 q_validation_observations = replay_buffer.draw_observations(
                     settings.q_validation_size, seed=[settings.seed, 2]

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 
+import keras
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -116,7 +117,7 @@ def test_the_loop_fits_what_fit_batch_called_alone_fits(train, monkeypatch):
     )
     start = [np.float32(w) for w in initial_weights()]
     folder, _ = train(seed=7, name="loop", weights=start, **SMALL)
-    model, target_model = (backend.FlatModel(create_model(corridor_free_env())) for _ in range(2))
+    model, target_model = (backend.FlatModel(create_model(mountain_car())) for _ in range(2))
     model.set_weights(start), target_model.set_weights(start)
     step = backend.compile_step(
         lambda batch, _: backend.tf.concat(
@@ -134,12 +135,47 @@ def test_the_loop_fits_what_fit_batch_called_alone_fits(train, monkeypatch):
     assert (ours == final_weights(folder)).all()
 
 
-def corridor_free_env():
+def test_n_step_1_and_ema_0_are_the_tutorials_algorithm_to_the_bit(train):
+    """Against a loop that was written without either: plain lists, one reward, Keras' Adam."""
+    folder, _ = train(seed=7, name="ours", n_step=1, ema=0.0, **{**SMALL, "epsilon": 0.1})
+
+    backend.start_tensorflow(threads=1, seed=7)
+    env = mountain_car()
+    keras_model = run.create_model(env)
+    keras_model.compile(keras.optimizers.Adam(0.001, clipnorm=1.0), loss="mean_squared_error")
+    model, target_model = backend.FlatModel(keras_model), backend.FlatModel(keras_model)
+    fit_and_predict = run.compile_fit_and_predict(model, target_model, (16, 7), (2,))
+    rng, replay_rng = np.random.default_rng([7, 0]), np.random.default_rng([7, 1])
+    transitions = []
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    q_values = run.q_function(model.get_weights(), observation)
+    for step in range(1, SMALL["max_steps"] + 1):
+        explore = rng.random() < 0.1
+        action = int(rng.integers(3)) if explore else int(q_values.argmax())
+        next_observation, reward, terminated, truncated, _ = env.step(action)
+        discount = 0.0 if terminated else 0.99
+        transitions.append([*observation, action, reward, *next_observation, discount])
+        observation = next_observation
+        if terminated or truncated:
+            observation, _ = env.reset(seed=int(rng.integers(2**31)))
+        if step < SMALL["train_start"]:
+            q_values = run.q_function(model.get_weights(), observation)
+            continue
+        if step % SMALL["target_update_every"] == 0:
+            target_model.set_weights(model.get_weights())
+        drawn = (replay_rng.random(16) * len(transitions)).astype(int)
+        batch = np.array([transitions[row] for row in drawn], np.float32)
+        q_values = fit_and_predict(batch, observation)[1:]
+    weights = np.concatenate([weight.ravel() for weight in model.get_weights()])
+    assert (weights == final_weights(folder)).all()
+
+
+def mountain_car():
     return make_environment("MountainCar-v0")
 
 
 def initial_weights():
-    return run.create_model(corridor_free_env()).get_weights()
+    return run.create_model(mountain_car()).get_weights()
 
 
 def test_the_target_network_changes_at_the_documented_steps_only(train, monkeypatch):
@@ -175,9 +211,8 @@ def test_a_truncated_episode_ends_the_episode_but_bootstraps(train, monkeypatch)
     buffer = buffers[0]
     assert (buffer.discounts[:400] == np.float32(0.99)).all()  # no seed reaches the flag so soon
     follows = (buffer.observations[1:400] == buffer.next_observations[:399]).all(axis=1)
-    assert np.flatnonzero(~follows).tolist() == [
-        199
-    ]  # a new episode behind step 200, no other seam
+    # A new episode behind step 200, no other seam.
+    assert np.flatnonzero(~follows).tolist() == [199]
 
 
 def test_training_stops_at_a_loss_that_is_not_finite(train, tmp_path):
