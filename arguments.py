@@ -70,12 +70,16 @@ def flag(name):
 
 def as_text(value):
     """A hyperparameter's value as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def whole(least, most):
     """An argparse type: a whole number within bounds."""
     return Hyperparameter(0, least, most, "").parse
+
+
+parse_seed = whole(0, 2**31 - 1)
+parse_threads = whole(0, 1024)
 
 
 def add_playing_flags(group, default):
@@ -129,8 +133,8 @@ def parse_arguments(argv, hyperparameters, presets):
         metavar="NAME=VALUE",
         help="change a number of the environment, such as gravity=0.002; can be repeated",
     )
-    run.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="default: random")
-    run.add_argument("--threads", type=whole(0, 1024), metavar="N", help="0: all cores (default 1)")
+    run.add_argument("--seed", type=parse_seed, metavar="N", help="default: random")
+    run.add_argument("--threads", type=parse_threads, metavar="N", help="0: all cores (default 1)")
     run.add_argument("--name", help="of the run and its log folder (default: the date)")
     shown = "; ".join(f"{name}: {_shown(values)}" for name, values in presets.items())
     run.add_argument("--preset", choices=presets, help=f"default tutorial. {shown}")

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -167,8 +167,10 @@ def load_state(path):
         state = json.loads(arrays.pop("json").tobytes())
         if state["version"] != VERSION:
             raise UsageError(f"--resume: {path} is the state of another version of this program")
-        episode = Episode(**state["progress"].pop("episode"))
-        progress = Progress(episode, **state["progress"])
+        episode = _typed(Episode, state["progress"].pop("episode"))
+        progress = _typed(Progress, {**state["progress"], "episode": episode})
+        if not isinstance(state["settings"], dict):
+            raise TypeError("the settings must have names")
     except UsageError:
         raise
     except Exception:  # whole, but a stranger made it: anything can be wrong
@@ -177,19 +179,40 @@ def load_state(path):
     return {**state, "progress": progress, "arrays": arrays}
 
 
-def restore(state, parts):
+def _typed(kind, values):
+    """A dataclass made of `values`; TypeError if one isn't of its field's type."""
+    made = kind(**values)
+    for item in fields(kind):
+        if type(getattr(made, item.name)) is not item.type:  # True is no whole number here
+            raise TypeError(f"{item.name} must be of type {item.type}")
+    return made
+
+
+def restore(state, parts, env):
     """Give `parts`, as in `save_state`, back what `state` (of `load_state`) holds of them.
 
+    Returns:
+        its Progress; the observation there, up to which the episode is played again in `env`;
+        the arrays `fitted` and `q_validation_observations`.
+
     Raises:
-        UsageError: if it doesn't fit them.
+        UsageError: if it doesn't fit the parts or the environment.
     """
-    arrays = state["arrays"].items()
+    progress, arrays = state["progress"], state["arrays"].items()
     try:
+        fitted = state["arrays"]["fitted"].astype(np.float32)
+        observations = state["arrays"]["q_validation_observations"].astype(np.float32)
+        if (*fitted.shape, *observations.shape[1:]) != (
+            1 + env.action_space.n,
+            *env.observation_space.shape,
+        ):
+            raise ValueError("arrays of other shapes")
         for name, part in parts.items():
             if isinstance(part, np.random.Generator):
                 part.bit_generator.state = state["generators"][name]
             else:
                 dot = len(name) + 1
                 part.set_state({k[dot:]: v for k, v in arrays if k.startswith(f"{name}.")})
+        return progress, progress.episode.replay(env), fitted, observations
     except Exception:  # TensorFlow's and NumPy's own kinds among them
         raise UsageError("--resume: the state doesn't fit its own settings") from None

@@ -7,11 +7,19 @@ import secrets
 import shlex
 import sys
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 import psutil
 
-from arguments import ENVIRONMENT, UsageError, as_text, flag
+from arguments import (
+    ENVIRONMENT,
+    UsageError,
+    as_text,
+    flag,
+    parse_change,
+    parse_seed,
+    parse_threads,
+)
 from checkpoint import TrainingError
 from environments import make_environment
 from files import say
@@ -55,6 +63,12 @@ def training_settings(given, hyperparameters, presets):
     preset = presets[given.get("preset", "tutorial")]
     settings = Namespace(**{**defaults, **preset, **given})
     settings.set = dict(settings.set)
+    check_fit(settings)
+    return settings
+
+
+def check_fit(settings):
+    """Raise UsageError if the settings don't fit each other, or this machine."""
     env = make_environment(settings.env, settings.set)
     if settings.batch_size > settings.buffer_size:
         raise UsageError(
@@ -74,7 +88,6 @@ def training_settings(given, hyperparameters, presets):
             f"--buffer-size: {settings.buffer_size} transitions take {gigabytes:.1f} GB, "
             f"{free:.1f} GB are free"
         )
-    return settings
 
 
 def take_layers(settings, given, weights):
@@ -89,14 +102,13 @@ def resumed_settings(given, state, hyperparameters):
     """A resumed run's settings: those it had, but for more steps and other threads.
 
     Raises:
-        UsageError: if the run is finished, or another flag differs from what it had, or the
-            settings can't be this program's own.
+        UsageError: if the run is finished, another flag differs from what it had, or the settings
+            can't be this program's own.
     """
     saved, progress = state["settings"], state["progress"]
     if not {*RESUMING, *hyperparameters} <= saved.keys():
         raise UsageError("--resume: the state is of another version of this program")
-    settings = Namespace(**saved)
-    settings.hidden = tuple(settings.hidden)
+    settings = Namespace(**{**saved, **_read_again(saved, hyperparameters)})
     given = {name: dict(value) if name == "set" else value for name, value in given.items()}
     for name in given.keys() - {"resume"}:
         if name in ("max_steps", "threads"):
@@ -114,7 +126,20 @@ def resumed_settings(given, state, hyperparameters):
         raise UsageError(
             f"--resume: the run is finished at step {progress.step}; --max-steps may be raised"
         )
+    check_fit(settings)
     return settings
+
+
+def _read_again(saved, hyperparameters):
+    """The settings of a state, which anyone may have written, through the flags' own checks."""
+    parsers = {name: row.parse for name, row in hyperparameters.items()}
+    parsers |= {"seed": parse_seed, "threads": parse_threads, "env": str}
+    try:
+        settings = {name: parse(as_text(saved[name])) for name, parse in parsers.items()}
+        changes = [parse_change(f"{name}={value}") for name, value in saved["set"].items()]
+        return {**settings, "set": dict(changes)}
+    except (ArgumentTypeError, AttributeError) as error:
+        raise UsageError(f"--resume: the state's settings aren't possible: {error}") from None
 
 
 def plain(settings):

@@ -93,12 +93,24 @@ class ReplayBuffer:
         }
 
     def set_state(self, state):
-        """Take over what `get_state` of a buffer of the same size returned."""
-        self.length, self.next_row = len(state["rows"]), int(state["next_row"])
-        self.rows[: self.length] = state["rows"]
-        actions = state["pending_actions"].tolist()
-        self.pending = deque(zip(state["pending_observations"], actions, strict=True))
-        self.pending_rewards = deque(state["pending_rewards"].tolist())
+        """Take over what `get_state` returned; ValueError if a buffer like this one never did."""
+        rows, next_row = state["rows"], int(state["next_row"])
+        observations = state["pending_observations"].astype(np.float32)
+        actions = state["pending_actions"].astype(int).tolist()
+        rewards = state["pending_rewards"].astype(float).tolist()
+        fits = (
+            rows.shape[1:] == self.rows.shape[1:]
+            and next_row in range(len(self.rows))
+            and (next_row == len(rows) or len(rows) == len(self.rows))
+            and len(observations) == len(actions) == len(rewards) < self.n_step
+            and all(observation.shape == self.observation_shape for observation in observations)
+        )
+        if not fits:
+            raise ValueError("that isn't the state of a replay buffer like this one")
+        self.length, self.next_row = len(rows), next_row
+        self.rows[: self.length] = rows
+        self.pending = deque(zip(observations, actions, strict=True))
+        self.pending_rewards = deque(rewards)
 
 
 def row_width(observation_shape):

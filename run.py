@@ -236,15 +236,14 @@ def train(settings, folder, stop, weights=None, state=None):
 
     rng = np.random.default_rng([settings.seed, 0])
     progress = Progress(Episode(1, new_seed(rng)))
+    observation = progress.episode.replay(env)
     fitted = np.full(1 + int(env.action_space.n), math.nan, np.float32)
     q_validation_observations = np.zeros((0, *shape), np.float32)
     parts = {"rng": rng, "replay_rng": replay_buffer.rng, "replay_buffer": replay_buffer}
     parts |= {"model": model, "target_model": target_model}
     if state:
-        checkpoint.restore(state, parts)
-        progress, fitted = state["progress"], state["arrays"]["fitted"]
-        q_validation_observations = state["arrays"]["q_validation_observations"]
-    observation = progress.episode.replay(env)
+        restored = checkpoint.restore(state, parts, env)
+        progress, observation, fitted, q_validation_observations = restored
     loss, q_values = fitted[0], fitted[1:]
     untrained = model.get_weights()
 

@@ -1,7 +1,10 @@
+import itertools
 import json
+import math
 import os
 import pty
 import random
+import re
 import shutil
 import signal
 import struct
@@ -485,14 +488,50 @@ def test_a_state_made_to_do_harm_is_refused(folder, capsys):
     assert not marker.exists()
 
 
-def test_a_state_that_does_not_fit_its_settings_is_refused(forks, folder):
-    def change(document, arrays):
-        arrays["model.0"] = arrays["model.0"][:-1]
+def test_a_state_of_impossible_settings_is_refused(folder, capsys):
+    path = folder / checkpoint.STATE_FILE
+    good = path.read_bytes()
+    for name in (*run.HYPERPARAMETERS, "seed", "threads", "env", "set"):
+        for value in (None, "x", -1, 10**30, math.nan, {"x": "y"}, [1.5, "x"]):
+            path.write_bytes(good)
+            rewrite(path, lambda document, _: document["settings"].update({name: value}))  # noqa: B023
+            resume_error(folder, capsys, "--max-steps", "500")
+    for part, value in itertools.product(("settings", "progress"), ([], None, "x", 1.5)):
+        path.write_bytes(good)
+        rewrite(path, lambda document, _: document.update({part: value}))  # noqa: B023
+        assert "isn't a state" in resume_error(folder, capsys, "--max-steps", "500")
 
-    rewrite(folder / checkpoint.STATE_FILE, change)
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.0", lambda array: array[:-1]),
+        ("fitted", lambda array: array[:0]),
+        ("q_validation_observations", lambda array: array[:, :1]),
+        ("replay_buffer.next_row", lambda array: array + 10**6),
+        ("replay_buffer.rows", lambda array: array[:, :1]),
+        ("replay_buffer.pending_rewards", lambda array: np.zeros(1000)),
+        ("generators", lambda generators: {}),
+        ("progress", lambda progress: {**progress, "step": True}),
+        ("progress", lambda progress: {**progress, "episode": {**progress["episode"], "seed": -1}}),
+        (
+            "progress",
+            lambda progress: {**progress, "episode": {**progress["episode"], "actions": ["x"]}},
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_its_settings_is_refused(forks, folder, name, change):
+    def rewritten(document, arrays):
+        part = arrays if name in arrays else document
+        part[name] = change(part[name])
+
+    rewrite(folder / checkpoint.STATE_FILE, rewritten)
     training = forks.run(folder.parent, "--resume whole-log --max-steps 500")
     assert training.status == 2
-    assert training.output == "run.py: error: --resume: the state doesn't fit its own settings\n"
+    assert re.fullmatch(
+        r"run.py: error: --resume: (the state doesn't fit its own settings|.* isn't a state .*)\n",
+        training.output,
+    )
 
 
 def test_two_processes_do_not_train_in_one_folder(folder, capsys):
