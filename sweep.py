@@ -176,11 +176,13 @@ def sweep(given, stop):
             say(f"Created {folder}")
         results = sweep_results.Results(folder, saved["trials"])
         say(f"{len(results.missing())} of {len(saved['trials'])} trials to run")
-        sweep_trials.run_trials(folder, saved["id"], results, cpus, stop)
+        failure = sweep_trials.run_trials(folder, saved["id"], results, cpus, stop)
     results.report()
-    if stop.number:
+    if failure:
+        print(f"sweep.py: error: Ray failed: {failure}", file=sys.stderr)
+    if failure or stop.number:
         say(f"Stopped, to go on: python sweep.py --resume {shlex.quote(str(folder))}")
-    return not results.failed
+    return not (failure or results.failed)
 
 
 def main(argv=None):

@@ -39,6 +39,8 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own events
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Ray would kill its own small processes where the runs, or other programs, fill the memory.
+    "RAY_memory_monitor_refresh_ms": "0",
 }
 
 
@@ -91,10 +93,14 @@ def run_trials(folder, sweep_id, results, cpus, stop):
 
     A trial that fails, or whose node is lost, starts again from its last saved state, up to
     RETRIES times. Once `stop` is set, running trials save their state and end.
+
+    Returns:
+        what Ray itself failed of, None if it didn't.
     """
+    failure = None
     missing = results.missing()
     if not missing:
-        return
+        return None
     # Kept in a variable: an actor lives as long as its handle.
     store = Store.options(
         name=sweep_id,
@@ -120,9 +126,15 @@ def run_trials(folder, sweep_id, results, cpus, stop):
             ),
         )
         logging.disable(logging.ERROR)  # Ray's pages about each failure; the table has a line
-        tuner.fit()
-        logging.disable(logging.NOTSET)
-    ray.kill(store)
+        try:
+            tuner.fit()
+        except Exception as error:  # of any kind: the cluster's head is gone, say
+            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        finally:
+            logging.disable(logging.NOTSET)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(store)
+    return failure
 
 
 class Trial(tune.Trainable):

@@ -430,6 +430,22 @@ def test_resume_runs_only_what_was_missing(story):
 
 
 @needs_ray
+def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(tmp_path, monkeypatch, capfd):
+    import sweep_trials
+
+    def fit(_tuner):
+        raise RuntimeError("a node has no memory left\nand pages of what it had")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep_trials.tune.Tuner, "fit", fit)
+    assert sweep.main(["--seeds", "1", "--name", "lost"]) == 1
+    out, err = capfd.readouterr()
+    assert err == "sweep.py: error: Ray failed: a node has no memory left\n"
+    assert "Stopped, to go on: python sweep.py --resume lost-sweep" in out
+    assert rows_of(tmp_path / "lost-sweep")[0]["status"] == "unfinished"
+
+
+@needs_ray
 def test_a_trials_files_come_home_from_a_node_with_another_disk(tmp_path):
     from sweep_trials import pack, unpack
 
