@@ -7,6 +7,7 @@ python sweep.py --seeds 0-9 --learning-rate 0.001 0.0005 --hidden 32,32 64,64
 import argparse
 import itertools
 import json
+import os
 import re
 import secrets
 import shlex
@@ -24,6 +25,7 @@ SEEDS = range(10)
 MOST_SEEDS = 10_000
 SWEEP_FILE = "sweep.json"
 VERSION = 1
+RAY_TOKEN = Path("~/.ray/auth_token")
 
 
 def parse_seeds(text):
@@ -163,6 +165,9 @@ def sweep(given, stop):
     else:
         saved = {"version": VERSION, "id": secrets.token_hex(8), "trials": make_trials(given)}
         saved["command"] = shlex.join(["python", *sys.argv])
+    if "address" in given and RAY_TOKEN.expanduser().exists():
+        # `ray start` has then asked for it; this side would not, and decides on Ray's import.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import sweep_results
         import sweep_trials
