@@ -36,7 +36,7 @@ class Hyperparameter(NamedTuple):
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {name}, not {text!r}") from None
         if not self.least <= value <= self.most or math.isnan(value):
-            bounds = f"from {self.least:g} to {self.most:g}"
+            bounds = f"from {self.least} to {self.most}"
             raise argparse.ArgumentTypeError(f"expected {name} {bounds}, not {text}")
         return value
 

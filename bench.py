@@ -153,6 +153,11 @@ def main():
     table = {name: run.HYPERPARAMETERS[name] for name in ("hidden", "batch_size", "buffer_size")}
     parser.add_hyperparameters(table)
     given = vars(parser.parse_args())
+    if "json" in given:
+        try:
+            given["json"].touch()
+        except OSError as error:
+            parser.error(f"--json {given['json']}: {error.strerror.lower()}")
     sizes = {name: given.get(name, row.default) for name, row in table.items()}
     start_tensorflow(given.get("threads", 1), seed=1)
 
@@ -165,6 +170,8 @@ def main():
         theirs = statistics.median(turns.theirs)
         figures["stable-baselines3's step (µs)"] = theirs
         figures["ratio to stable-baselines3"] = theirs / ours
+    else:
+        print("to compare with Stable-Baselines3: pip install -r requirements-bench.txt")
     for name, figure in figures.items():
         ratio = name.startswith("ratio")
         print(f"{name}: {figure:.2f}" if ratio else f"{name:32} {figure:10.1f}")

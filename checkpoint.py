@@ -152,9 +152,10 @@ def load_state(path):
         if content is None:
             raise ValueError("the file isn't whole")
     except FileNotFoundError:
-        raise UsageError(
-            f"--resume: {path}: no such file; a run that ended before it was saved starts anew"
-        ) from None
+        reason = "a run that ended before it was saved starts anew"
+        if not path.parent.is_dir():
+            reason = "there is no such folder"
+        raise UsageError(f"--resume: {path}: no such file; {reason}") from None
     except OSError as error:
         raise UsageError(f"--resume: {path}: {error.strerror.lower()}") from None
     except ValueError as error:

@@ -43,6 +43,8 @@ def refuse_others(given, flags, purpose):
 def playing_options(given):
     """From the flags: the environment's name, its changes, the seed, and options for `watch`."""
     refuse_others(given, PLAYING, "when a policy is played")
+    if "view" in given and "eval" in given:
+        raise UsageError("--view opens a window, --eval doesn't; choose one")
     options = {name: given[name] for name in ("eval", "gif", "images", "force") if name in given}
     few = "gif" in given or "images" in given
     options["episodes"] = given.get("episodes", 1 if few else EPISODES)
@@ -159,6 +161,8 @@ def report(settings, folder, progress, seconds):
     """Print how a training went, and the command for what to do next."""
     steps = progress.step - progress.first_step
     say(f"{steps} steps in {seconds:.1f}s, {steps / seconds:.1f} steps/s")
+    if progress.step < settings.train_start:
+        say(f"warning: nothing is learned before step {settings.train_start}, see --train-start")
     if progress.step < settings.max_steps:
         say(f"Stopped at step {progress.step}, to go on:")
         say(f"python run.py --resume {shlex.quote(str(folder))}")

@@ -143,6 +143,8 @@ class TensorBoardLogger:
             f"episode {episode.number} step {step} episode_return_avg {episode_return_avg:.3f} "
             f"avg_max_q_value {avg_max_q_value:.3f}"
         )
+        if math.isnan(episode_return_avg):
+            say("warning: that evaluation completed no episode; a larger --eval-steps would")
         self.log(step, episode_return_avg=episode_return_avg, avg_max_q_value=avg_max_q_value)
 
     def log_policy(self, step, env, q_function):

@@ -19,13 +19,23 @@ from arguments import ENVIRONMENT, Parser, UsageError, as_text, flag, parse_chan
 from checkpoint import StopSignal
 from commands import training_settings
 from environments import make_environment
-from files import create_log_folder, save_json, say
+from files import claimed, create_log_folder, save_json, say
 
 SEEDS = range(10)
 MOST_SEEDS = 10_000
 SWEEP_FILE = "sweep.json"
 VERSION = 1
 RAY_TOKEN = Path("~/.ray/auth_token")
+RAY = {  # what Ray reads when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would send statistics to its makers
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own events
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # It would kill its own small processes where the runs, or other programs, fill the memory.
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+IN_A_NAME = r"\w.,=+-"  # of a trial and its files
+TRIAL = {"name", "configuration", "seed", "flags", "max_steps", "solved_from"}
 
 
 def parse_seeds(text):
@@ -128,7 +138,7 @@ def make_trials(given):
             name = "-".join([*label, "seed", str(seed)]).replace("--", "-").strip("-")
             trials.append(
                 {
-                    "name": re.sub(r"[^\w.,=+-]", "_", name),
+                    "name": re.sub(f"[^{IN_A_NAME}]", "_", name),
                     "configuration": shlex.join(label) or f"--preset {checked.preset}",
                     "seed": seed,
                     "flags": [*as_flags(settings), "--seed", str(seed)],
@@ -141,48 +151,68 @@ def make_trials(given):
 
 
 def load_sweep(given):
-    """The folder and the saved content of a sweep to go on with; UsageError if it isn't one."""
+    """The folder, id and trials of a sweep to go on with; UsageError if it isn't one."""
     folder = given["resume"]
     for name in given:
         if name not in ("resume", "address", "cpus"):
             raise UsageError(f"{flag(name)}: a resumed sweep keeps what it was started with")
     try:
         saved = json.loads((folder / SWEEP_FILE).read_text())
+        if saved["version"] != VERSION:
+            raise UsageError(f"--resume: {folder} is a sweep of another version of this program")
+        for trial in saved["trials"]:
+            if trial.keys() != TRIAL or not re.fullmatch(f"[{IN_A_NAME}]+", trial["name"]):
+                raise ValueError("not a trial of this program")
+        return folder, str(saved["id"]), saved["trials"]
     except OSError as error:
-        reason = error.strerror.lower()
-        raise UsageError(f"--resume: {folder / SWEEP_FILE}: {reason}") from None
-    except ValueError:
+        reason = f"{SWEEP_FILE}: {error.strerror.lower()}"
+        raise UsageError(f"--resume: {folder} isn't a sweep's folder: {reason}") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UsageError(f"--resume: {folder / SWEEP_FILE} is damaged") from None
-    if not isinstance(saved, dict) or saved.get("version") != VERSION:
-        raise UsageError(f"--resume: {folder} is a sweep of another version of this program")
-    return folder, saved
 
 
-def sweep(given, stop):
-    """Run a new sweep, or what is missing of an old one; return whether no trial failed."""
-    if "resume" in given:
-        folder, saved = load_sweep(given)
-    else:
-        saved = {"version": VERSION, "id": secrets.token_hex(8), "trials": make_trials(given)}
-        saved["command"] = shlex.join(["python", *sys.argv])
-    if "address" in given and RAY_TOKEN.expanduser().exists():
-        # `ray start` has then asked for it; this side would not, and decides on Ray's import.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def import_ray(address):
+    """Import what needs Ray, which then reads how it should behave.
+
+    Returns:
+        the modules sweep_results and sweep_trials.
+
+    Raises:
+        UsageError: if a package isn't installed.
+    """
+    os.environ.update(RAY)
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listens to this machine alone
+    elif RAY_TOKEN.expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     try:
         import sweep_results
         import sweep_trials
     except ImportError as error:
         raise UsageError(f"{error}; to install it: pip install -r requirements-sweep.txt") from None
-    cpus = given.get("cpus", 1)
-    with sweep_trials.ray_cluster(given.get("address"), cpus):
+    return sweep_results, sweep_trials
+
+
+def sweep(given, stop):
+    """Run a new sweep, or what is missing of an old one; return whether no trial failed."""
+    if "resume" in given:
+        folder, sweep_id, trials = load_sweep(given)
+    else:
+        sweep_id, trials = secrets.token_hex(8), make_trials(given)
+    address, cpus = given.get("address"), given.get("cpus", 1)
+    sweep_results, sweep_trials = import_ray(address)
+    with sweep_trials.ray_cluster(address, cpus):
         if "resume" not in given:
             folder = create_log_folder(given.get("name"), "sweep")
+            command = shlex.join(["python", *sys.argv])
+            saved = {"version": VERSION, "id": sweep_id, "trials": trials, "command": command}
             save_json(folder / SWEEP_FILE, saved)
             say(f"Created {folder}")
-        results = sweep_results.Results(folder, saved["trials"])
-        say(f"{len(results.missing())} of {len(saved['trials'])} trials to run")
-        failure = sweep_trials.run_trials(folder, saved["id"], results, cpus, stop)
-    results.report()
+        with claimed(folder):
+            results = sweep_results.Results(folder, trials)
+            say(f"{len(results.missing())} of {len(trials)} trials to run")
+            failure = sweep_trials.run_trials(folder, sweep_id, results, cpus, stop)
+            results.report()
     if failure:
         print(f"sweep.py: error: Ray failed: {failure}", file=sys.stderr)
     if failure or stop.number:

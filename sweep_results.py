@@ -156,7 +156,7 @@ def draw_curves(path, curves):
     for configuration, runs in curves.items():
         steps = sorted(set(runs[0]).intersection(*runs))
         values = np.array([[run[step] for step in steps] for run in runs])
-        (line,) = axes.plot(steps, values.mean(axis=0), label=f"{configuration} ({len(runs)} runs)")
+        (line,) = axes.plot(steps, values.mean(axis=0), label=f"{configuration} (n = {len(runs)})")
         low, high = interval(values, np.mean)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     if curves:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import ray
 from ray import tune
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import checkpoint
@@ -34,37 +36,34 @@ STOP_SECONDS = 60
 ROWS = 20  # running trials that the live table shows
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would send statistics to its makers
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own events
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Ray would kill its own small processes where the runs, or other programs, fill the memory.
-    "RAY_memory_monitor_refresh_ms": "0",
-}
 
 
 @contextlib.contextmanager
 def ray_cluster(address, cpus):
     """Ray, on this machine or at `address`; UsageError if it can't be used for these trials."""
-    os.environ.update(QUIET)
     warnings.filterwarnings("ignore", module="ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which Ray replaces
     here = Path(__file__).parent
     options = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
+    if address is not None:
         _check_address(address)
         # Nodes need not have this project; ours is sent to them.
         others = [f"/{path.name}" for path in here.iterdir() if path.suffix != ".py"]
         options["runtime_env"] = {"working_dir": str(here), "excludes": others}
     else:
         options["include_dashboard"] = False
+    # A signal to the process group, of a closed terminal say, is for this program, which then ends
+    # all others: so they get groups of their own.
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, process_group=0)
     try:
         ray.init(address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where, reason = address or "this machine", " ".join(str(error).split())
         hint = "; a cluster with a token needs RAY_AUTH_MODE=token set here too" if address else ""
         raise UsageError(f"can't use Ray at {where}: {reason}{hint}") from None
+    finally:
+        services.ConsolePopen = popen
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])

@@ -111,7 +111,8 @@ class Window(Nothing):
             driver = "dummy"
         if driver in hidden and os.environ.get("SDL_VIDEODRIVER") not in hidden:
             raise UsageError(
-                "there is no display to open a window on; try --eval, --images or --gif FILE"
+                "there is no display to open a window on; try --gif FILE, --images, or, "
+                "for a trained policy, --eval"
             )
 
     def frame(self, env, episode, step, episode_return, action):

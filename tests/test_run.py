@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import backend
+import commands
 import run
 from arguments import flag
+from checkpoint import Episode, Progress
 from environments import make_environment
 from replay_buffer import ReplayBuffer
 from snapshot_reader import read_weights
@@ -237,6 +240,14 @@ def test_evaluation_averages_completed_episodes_only():
     weights = [np.zeros(shape, np.float32) for shape in ((2, 4), (4,), (4, 3), (3,))]
     assert math.isnan(run.evaluate(env, weights, 199, 0.0, [1]))
     assert run.evaluate(env, weights, 450, 0.0, [1]) == -200.0
+
+
+def test_a_run_that_can_show_nothing_says_so(train, capsys):
+    train(seed=1, name="idle", **{**SMALL, "max_steps": 290, "eval_every": 290, "eval_steps": 50})
+    assert "warning: that evaluation completed no episode" in capsys.readouterr().out
+    settings = commands.training_settings({"max_steps": 290}, run.HYPERPARAMETERS, run.PRESETS)
+    commands.report(settings, Path("idle-log"), Progress(Episode(1, 1), step=290), 1.0)
+    assert "warning: nothing is learned before step 2000" in capsys.readouterr().out
 
 
 def test_other_environments_train(train):

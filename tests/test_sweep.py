@@ -1,8 +1,10 @@
 import argparse
 import csv
 import importlib.util
+import itertools
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -149,7 +151,16 @@ def test_a_resumed_sweep_takes_no_other_trials():
         sweep.load_sweep({"resume": Path("x-sweep"), "seeds": range(3)})
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"version": 0}',
+        '{"version": 1, "id": "x", "trials": [{}]}',
+        json.dumps({"version": 1, "id": "x", "trials": [trial("../x") | {"flags": []}]}),
+    ],
+)
 def test_a_damaged_sweep_file_is_refused(text, tmp_path):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UsageError, match="--resume"):
@@ -335,8 +346,15 @@ def test_the_report_of_a_folder_of_outputs(tmp_path, capsys):
 
 def start(flags, folder):
     command = [sys.executable, SWEEP, *flags]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, process_group=0, **options)
+
+
+def listening(process):
+    """The addresses at which a process and those that it started can be reached."""
+    family = [process, *process.children(recursive=True)]
+    found = itertools.chain(*(p.net_connections(kind="inet") for p in family))
+    return {connection.laddr.ip for connection in found if connection.status == "LISTEN"}
 
 
 def read_csv(path):
@@ -370,10 +388,11 @@ def story(tmp_path_factory):
 
     process = start(["--resume", "a-sweep"], place)
     assert wait_for((folder / f"{LONG}-log" / "state.npz").exists)
+    told.listening = listening(psutil.Process(process.pid))
     running(LONG)[0].kill()
     assert wait_for(lambda: "finished" in {row["status"] for row in rows_of(folder)})
     assert wait_for(lambda: "Resumed" in read(folder / f"{LONG}.txt"))
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     told.first = communicate(process)
     told.stopped = {r["folder"].removesuffix("-log"): r for r in rows_of(folder)}
     told.stopped_output = read(folder / f"{LONG}.txt")
@@ -417,6 +436,26 @@ def test_ctrl_c_stops_the_running_trial_with_its_state_saved(story):
     assert story.stopped[LONG]["status"] == "unfinished"
     assert "Stopped at step" in story.stopped_output
     assert not story.left
+
+
+@needs_ray
+def test_ray_listens_to_this_machine_only(story):
+    assert story.listening
+    assert story.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@needs_ray
+def test_a_sweep_has_one_process_and_ends_as_it_should_on_sigterm_to_its_group(tmp_path):
+    process = start(["--seeds", "1", "--name", "a", "--snapshot-every", "1000"], tmp_path)
+    assert wait_for((tmp_path / "a-sweep" / "seed-0-log" / "state.npz").exists)
+    other = communicate(start(["--resume", "a-sweep"], tmp_path))
+    assert other.status == 2
+    assert other.err == "sweep.py: error: --resume: another process is training in a-sweep\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    ended = communicate(process)
+    assert (ended.status, ended.err) == (143, "")
+    assert ended.out.endswith("Stopped, to go on: python sweep.py --resume a-sweep\n")
+    assert "Stopped at step" in read(tmp_path / "a-sweep" / "seed-0.txt")
 
 
 @needs_ray

@@ -143,9 +143,12 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--episodes", "3"], "--model"),
         (["--model", "x.h5", "--epsilon", "0.1"], "--epsilon does nothing when a policy is played"),
         (["--model", "x.h5", "--eval", "--train"], "--eval does nothing when a policy is trained"),
+        (["--model", "x.h5", "--view", "--eval"], "--view opens a window, --eval doesn't"),
         (["--model", "x.h5"], "can't use x.h5: no such file"),
         (["--model", "."], "can't use .: is a directory"),
-        (["--resume", "x-log"], "--resume: x-log/state.npz: no such file"),
+        (["--resume", "x-log"], "--resume: x-log/state.npz: no such file; there is no such folder"),
+        (["--max-steps", "1e4"], "expected a whole number"),
+        (["--max-steps", "0"], "expected a whole number from 1 to 1000000000, not 0"),
         (["--resume", "x-log", "--model", "x.h5"], "--model does nothing when a run is resumed"),
         (["--test", "--seed", "1"], "--seed does nothing with --test"),
     ],
@@ -153,6 +156,13 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
 )  # fmt: skip
 def test_a_mistake_gets_one_line(refused, words, says):
     assert says in refused(*words)
+
+
+def test_a_benchmark_whose_figures_cannot_be_saved_is_refused(command, tmp_path):
+    result = command("bench.py", "--json", tmp_path / "nowhere" / "x.json")
+    assert result.returncode == 2
+    assert "no such file or directory" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["a/b", "/tmp/a", "..", ".", "", " ", "a\\b", "c:d"])
@@ -193,7 +203,7 @@ def test_without_a_display_a_line_names_the_ways_to_do_without(command, snapshot
         assert result.returncode == 2
         assert result.stderr == (
             f"{words[0]}: error: there is no display to open a window on; "
-            "try --eval, --images or --gif FILE\n"
+            "try --gif FILE, --images, or, for a trained policy, --eval\n"
         )
 
 
