@@ -65,7 +65,7 @@ HYPERPARAMETERS = {
 }
 PRESETS = {
     "tutorial": {},
-    "tuned": {"gamma": 0.999, "n_step": 10, "ema": 0.9999, "hidden": (64, 64), "epsilon": 0.05},
+    "tuned": {"gamma": 0.999, "n_step": 10, "hidden": (64, 64)},
 }
 
 
