@@ -175,6 +175,7 @@ def serve():
     from tensorboard.compat.proto import event_pb2  # noqa: F401
     from tensorboard.plugins.hparams import summary_v2  # noqa: F401
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     running = True
     while running:
         if select.select([sys.stdin], [], [], 0.01)[0]:

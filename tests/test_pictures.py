@@ -424,7 +424,7 @@ def test_without_a_display_the_window_is_refused_in_one_line(runs, flags):
     assert done.returncode == 2
     assert done.stderr == (
         "run.py: error: there is no display to open a window on; "
-        "try --eval, --images or --gif FILE\n"
+        "try --gif FILE, --images, or, for a trained policy, --eval\n"
     )
 
 
