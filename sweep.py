@@ -5,6 +5,7 @@ python sweep.py --seeds 0-9 --learning-rate 0.001 0.0005 --hidden 32,32 64,64
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -195,24 +196,26 @@ def import_ray(address):
 
 def sweep(given, stop):
     """Run a new sweep, or what is missing of an old one; return whether no trial failed."""
-    if "resume" in given:
-        folder, sweep_id, trials = load_sweep(given)
-    else:
-        sweep_id, trials = secrets.token_hex(8), make_trials(given)
     address, cpus = given.get("address"), given.get("cpus", 1)
-    sweep_results, sweep_trials = import_ray(address)
-    with sweep_trials.ray_cluster(address, cpus):
+    with contextlib.ExitStack() as stack:
+        if "resume" in given:
+            folder, sweep_id, trials = load_sweep(given)
+            stack.enter_context(claimed(folder))
+        else:
+            sweep_id, trials = secrets.token_hex(8), make_trials(given)
+        sweep_results, sweep_trials = import_ray(address)
+        stack.enter_context(sweep_trials.ray_cluster(address, cpus))
         if "resume" not in given:
             folder = create_log_folder(given.get("name"), "sweep")
+            stack.enter_context(claimed(folder))
             command = shlex.join(["python", *sys.argv])
             saved = {"version": VERSION, "id": sweep_id, "trials": trials, "command": command}
             save_json(folder / SWEEP_FILE, saved)
             say(f"Created {folder}")
-        with claimed(folder):
-            results = sweep_results.Results(folder, trials)
-            say(f"{len(results.missing())} of {len(trials)} trials to run")
-            failure = sweep_trials.run_trials(folder, sweep_id, results, cpus, stop)
-            results.report()
+        results = sweep_results.Results(folder, trials)
+        say(f"{len(results.missing())} of {len(trials)} trials to run")
+        failure = sweep_trials.run_trials(folder, sweep_id, results, cpus, stop)
+        results.report()
     if failure:
         print(f"sweep.py: error: Ray failed: {failure}", file=sys.stderr)
     if failure or stop.number:

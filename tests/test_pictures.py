@@ -263,18 +263,6 @@ def test_ticks_are_few_and_lie_between_the_ends(low, span):
     assert all(low - slack <= mark <= high + slack for mark in marks)
 
 
-def test_two_pictures_take_less_than_a_tenth_of_a_second(car):
-    weights = [np.ones(shape, np.float32) for shape in ((2, 64), 64, (64, 64), 64, (64, 3), 3)]
-    seconds = []
-    for _ in range(5):
-        started = time.process_time()
-        assert pictures.draw_pictures(
-            car, lambda observations: run.q_function(weights, observations)
-        )
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.1
-
-
 # Watching
 
 

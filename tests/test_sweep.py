@@ -373,7 +373,10 @@ SHORT, LONG, BAD = "max-steps-600-seed-0", "max-steps-6000-seed-0", "epsilon-0.5
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A sweep of three trials: one's run is killed, one can't run; Ctrl-C; resumed."""
+    """A sweep of three trials: one's run is killed, one can't run; Ctrl-C; resumed.
+
+    Beside it another one, which a second process wants to resume while it runs; SIGTERM.
+    """
     place = tmp_path_factory.mktemp("story")
     folder = place / "a-sweep"
     folder.mkdir()
@@ -386,6 +389,7 @@ def story(tmp_path_factory):
     (folder / sweep.SWEEP_FILE).write_text(json.dumps(saved))
     told = SimpleNamespace(folder=folder)
 
+    other = start(["--seeds", "1", "--name", "b", "--snapshot-every", "1000"], place)
     process = start(["--resume", "a-sweep"], place)
     assert wait_for((folder / f"{LONG}-log" / "state.npz").exists)
     told.listening = listening(psutil.Process(process.pid))
@@ -397,6 +401,12 @@ def story(tmp_path_factory):
     told.stopped = {r["folder"].removesuffix("-log"): r for r in rows_of(folder)}
     told.stopped_output = read(folder / f"{LONG}.txt")
     told.left = running(LONG)
+
+    assert wait_for((place / "b-sweep" / "seed-0-log" / "state.npz").exists)
+    told.refused = communicate(start(["--resume", "b-sweep"], place))
+    os.killpg(other.pid, signal.SIGTERM)
+    told.other = communicate(other)
+    told.other_output = read(place / "b-sweep" / "seed-0.txt")
 
     told.written = (folder / f"{SHORT}.txt").stat().st_mtime_ns
     told.second = communicate(start(["--resume", "a-sweep"], place))
@@ -445,17 +455,18 @@ def test_ray_listens_to_this_machine_only(story):
 
 
 @needs_ray
-def test_a_sweep_has_one_process_and_ends_as_it_should_on_sigterm_to_its_group(tmp_path):
-    process = start(["--seeds", "1", "--name", "a", "--snapshot-every", "1000"], tmp_path)
-    assert wait_for((tmp_path / "a-sweep" / "seed-0-log" / "state.npz").exists)
-    other = communicate(start(["--resume", "a-sweep"], tmp_path))
-    assert other.status == 2
-    assert other.err == "sweep.py: error: --resume: another process is training in a-sweep\n"
-    os.killpg(process.pid, signal.SIGTERM)
-    ended = communicate(process)
-    assert (ended.status, ended.err) == (143, "")
-    assert ended.out.endswith("Stopped, to go on: python sweep.py --resume a-sweep\n")
-    assert "Stopped at step" in read(tmp_path / "a-sweep" / "seed-0.txt")
+def test_two_processes_do_not_run_one_sweep(story):
+    assert story.refused.status == 2
+    assert story.refused.err == (
+        "sweep.py: error: --resume: another process is training in b-sweep\n"
+    )
+
+
+@needs_ray
+def test_sigterm_to_the_whole_group_ends_a_sweep_as_it_should(story):
+    assert (story.other.status, story.other.err) == (143, "")
+    assert story.other.out.endswith("Stopped, to go on: python sweep.py --resume b-sweep\n")
+    assert "Stopped at step" in story.other_output
 
 
 @needs_ray
