@@ -194,7 +194,7 @@ def evaluate(env, weights, eval_steps, epsilon, seed, stop=None):
                 return None
             action = epsilon_greedy_action(q_function(weights, observation), epsilon, rng)
             observation, reward, terminated, truncated, _ = env.step(action)
-            episode_return += reward
+            episode_return += float(reward)
             if terminated or truncated:
                 returns.append(episode_return)
                 episode_return = 0.0

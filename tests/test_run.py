@@ -12,13 +12,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import Corridor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import backend
 import commands
 import run
 from arguments import flag
-from checkpoint import Episode, Progress
+from checkpoint import STATE_FILE, Episode, Progress, load_state
 from environments import make_environment
 from replay_buffer import ReplayBuffer
 from snapshot_reader import read_weights
@@ -248,6 +249,18 @@ def test_a_run_that_can_show_nothing_says_so(train, capsys):
     settings = commands.training_settings({"max_steps": 290}, run.HYPERPARAMETERS, run.PRESETS)
     commands.report(settings, Path("idle-log"), Progress(Episode(1, 1), step=290), 1.0)
     assert "warning: nothing is learned before step 2000" in capsys.readouterr().out
+
+
+def test_rewards_may_be_numpy_numbers(train, monkeypatch):
+    step = Corridor.step
+
+    def numpy_step(env, action):
+        observation, reward, *rest = step(env, action)
+        return observation, np.float32(reward), *rest
+
+    monkeypatch.setattr(Corridor, "step", numpy_step)
+    folder, _ = train(env="Corridor-v0", seed=1, name="numpy", **{**SMALL, "max_steps": 400})
+    assert load_state(folder / STATE_FILE)["progress"].step == 400
 
 
 def test_other_environments_train(train):
