@@ -4,7 +4,7 @@
     python bench.py --json FILE     the same figures as JSON
 
 The last line compares with Stable-Baselines3, where it is installed (requirements-bench.txt):
-the same environment, network, batch and buffer, one fit behind every step, taken in turns.
+the same environment, network, batch and buffer, one fit after every step, taken in turns.
 """
 
 import io
@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 import run
-from arguments import ENVIRONMENT, Parser, whole
-from backend import FlatModel, start_tensorflow
-from commands import training_settings
-from environments import make_environment
+from harness.arguments import Parser, whole
+from harness.backend import start_tensorflow
+from harness.environments import ENVIRONMENT, make_environment
+from harness.errors import reason
+from harness.network import FlatModel
+from harness.settings import training_settings
 from replay_buffer import ReplayBuffer
 
 
@@ -31,16 +33,14 @@ class Parts:
     def __init__(self, hidden, batch_size, buffer_size):
         self.env = make_environment(ENVIRONMENT)
         self.observation, _ = self.env.reset(seed=0)
-        self.buffer = ReplayBuffer(buffer_size, (2,), 0.99, seed=1)
+        self.buffer = ReplayBuffer(buffer_size, 2, 0.99, seed=1)
         for _ in range(buffer_size):
             self.store()
         self.rng, self.q_values = np.random.default_rng(0), np.zeros(3, np.float32)
         self.batch_size, self.batch = batch_size, self.buffer.sample(batch_size)
         keras_model = run.create_model(self.env, hidden)
         model, target_model = FlatModel(keras_model), FlatModel(keras_model)
-        self.fit_and_predict = run.compile_fit_and_predict(
-            model, target_model, self.batch.shape, (2,)
-        )
+        self.fit_and_predict = run.compile_fit_and_predict(model, target_model, batch_size)
 
     def act(self):
         """Choose an action."""
@@ -157,7 +157,7 @@ def main():
         try:
             given["json"].touch()
         except OSError as error:
-            parser.error(f"--json {given['json']}: {error.strerror.lower()}")
+            parser.error(f"--json {given['json']}: {reason(error).lower()}")
     sizes = {name: given.get(name, row.default) for name, row in table.items()}
     start_tensorflow(given.get("threads", 1), seed=1)
 

@@ -12,12 +12,12 @@ class ReplayBuffer:
     A transition is one float32 row, so that a batch is one gather and one array to hand to
     TensorFlow. Its columns, in this order, are views of the same memory:
 
-    - `observations` (size, *observation_shape)
+    - `observations` (size, observation_size)
     - `actions` (size,): the action's number
     - `rewards` (size,): the sum of up to `n_step` discounted rewards, r + γr' + γ²r'' + …
-    - `next_observations` (size, *observation_shape): what followed the last of those rewards
+    - `next_observations` (size, observation_size): what followed the last of those rewards
     - `discounts` (size,): what the next observation's value counts for: γ to the number of
-      rewards summed, or 0 behind a terminated transition
+      rewards summed, or 0 after a terminated transition
 
     With `n_step` 1 that is the tutorial's buffer. With more (Sutton 1988; Hessel et al. 2017,
     "Rainbow", section "Multi-step learning"), a transition is stored once its n rewards are known,
@@ -25,10 +25,9 @@ class ReplayBuffer:
     truncation bootstraps from the episode's last observation.
     """
 
-    def __init__(self, size, observation_shape, gamma, n_step=1, seed=None):
-        self.observation_shape = tuple(observation_shape)
-        self.rows = np.zeros((size, row_width(self.observation_shape)), np.float32)
-        columns = split_columns(self.rows, self.observation_shape)
+    def __init__(self, size, observation_size, gamma, n_step=1, seed=None):
+        self.rows = np.zeros((size, row_width(observation_size)), np.float32)
+        columns = split_columns(self.rows, observation_size)
         self.observations, self.actions, self.rewards, self.next_observations, self.discounts = (
             columns
         )
@@ -78,7 +77,7 @@ class ReplayBuffer:
         """Draw observations with a generator of their own, so that `sample` isn't disturbed.
 
         Returns:
-            float32 array (count, *observation_shape), a copy.
+            float32 array (count, observation_size), a copy.
         """
         return self.observations[np.random.default_rng(seed).integers(self.length, size=count)]
 
@@ -103,7 +102,9 @@ class ReplayBuffer:
             and next_row in range(len(self.rows))
             and (next_row == len(rows) or len(rows) == len(self.rows))
             and len(observations) == len(actions) == len(rewards) < self.n_step
-            and all(observation.shape == self.observation_shape for observation in observations)
+            and all(
+                observation.shape == self.observations.shape[1:] for observation in observations
+            )
         )
         if not fits:
             raise ValueError("that isn't the state of a replay buffer like this one")
@@ -113,22 +114,12 @@ class ReplayBuffer:
         self.pending_rewards = deque(rewards)
 
 
-def row_width(observation_shape):
+def row_width(observation_size):
     """How many float32 numbers a transition takes."""
-    return 2 * int(np.prod(observation_shape)) + 3
+    return 2 * observation_size + 3
 
 
-def split_columns(rows, observation_shape):
-    """Views of the columns of `rows`, a NumPy array (n, row_width): see ReplayBuffer."""
-    n = int(np.prod(observation_shape))
-    return (
-        _shaped(rows[:, :n], observation_shape),
-        rows[:, n],
-        rows[:, n + 1],
-        _shaped(rows[:, n + 2 : 2 * n + 2], observation_shape),
-        rows[:, 2 * n + 2],
-    )
-
-
-def _shaped(columns, observation_shape):
-    return columns.reshape(-1, *observation_shape) if len(observation_shape) != 1 else columns
+def split_columns(rows, observation_size):
+    """Views of the columns of `rows`, (n, row_width), in NumPy or TensorFlow: see ReplayBuffer."""
+    n = observation_size
+    return rows[:, :n], rows[:, n], rows[:, n + 1], rows[:, n + 2 : -1], rows[:, -1]

@@ -9,23 +9,28 @@ import math
 import os
 import signal
 import sys
-import time
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import numpy as np
 
-import checkpoint
-import commands
-from arguments import Hyperparameter, UsageError, parse_arguments
-from backend import FlatModel, compile_step, keras, start_tensorflow, tf
-from checkpoint import Episode, Progress, StopSignal, TrainingError
-from environments import make_environment
-from files import ProgressBar, attempt, claimed, create_log_folder, save_json, say
-from loggers import TensorBoardLogger, load_weights, save_policy
-from replay_buffer import ReplayBuffer, split_columns
-from viewer import watch
+from harness.arguments import Hyperparameter, parse_arguments
+from harness.backend import compile_step, keras, start_tensorflow, tf
+from harness.environments import make_environment
+from harness.errors import TrainingError, UsageError, finite
+from harness.log_folder import locked
+from harness.network import FlatModel, q_function
+from harness.report import report
+from harness.self_check import self_check
+from harness.settings import playing_settings, refuse_others
+from harness.snapshots import load_weights
+from harness.start import starting_point
+from harness.terminal import ProgressBar, StopSignal, log
+from harness.training_run import TrainingRun
+from harness.viewer import watching
+from loggers import TensorBoardLogger
+from replay_buffer import ReplayBuffer, row_width, split_columns
 
 DISCOUNT_FACTOR_GAMMA = 0.99
 LEARNING_RATE = 0.001
@@ -61,7 +66,6 @@ HYPERPARAMETERS = {
     "eval_epsilon": Hyperparameter(EVAL_EPSILON, 0, 1, "share of random actions in an evaluation"),
     "q_validation_size": Hyperparameter(Q_VALIDATION_SIZE, 1, 10**6, "states of avg_max_q_value"),
     "n_step": Hyperparameter(1, 1, 1000, "rewards summed before bootstrapping"),
-    "ema": Hyperparameter(0.0, 0, 0.999999, "momentum of the weights' average, 0 for none"),
 }
 PRESETS = {
     "tutorial": {},
@@ -69,14 +73,13 @@ PRESETS = {
 }
 
 
-def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0, ema=0.0):
+def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0):
     """The Q network: Q values of the actions that the mask lets through, zeros for the others.
 
     Args:
         env: gym environment, asked for the sizes of its observations and actions.
         hidden: tuple of int, the units of each hidden layer.
         clipnorm: the longest gradient of a kernel or bias; longer ones are shortened to it.
-        ema: momentum of Adam's average of the weights (Keras' `ema_momentum`), 0 for no average.
 
     Returns:
         compiled keras.Model of float32 inputs (batch, *observation shape) and (batch, n_actions).
@@ -90,8 +93,7 @@ def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0
     output = keras.layers.Dense(n_actions, name="output")(layer)
     filtered_output = keras.layers.Multiply(name="filtered_output")([output, action_mask])
     model = keras.Model([observations, action_mask], filtered_output, name="q_network")
-    average = {"use_ema": True, "ema_momentum": ema} if ema else {}
-    optimizer = keras.optimizers.Adam(learning_rate, clipnorm=clipnorm, **average)
+    optimizer = keras.optimizers.Adam(learning_rate, clipnorm=clipnorm)
     model.compile(optimizer, loss="mean_squared_error")
     return model
 
@@ -115,16 +117,16 @@ def fit_batch(model, target_model, batch):
         the loss, a float32 scalar.
     """
     observations, actions, rewards, next_observations, discounts = split_columns(
-        batch, model.input_shape[0][1:]
+        batch, model.input_shape[0][-1]
     )
     next_q_values = predict(target_model, next_observations)
-    # The discount behind a terminated transition is 0: its next state has no value.
+    # The discount of a terminated transition is 0: its next state has no value.
     q_values = rewards + discounts * tf.reduce_max(next_q_values, axis=1)
     one_hot_actions = tf.one_hot(tf.cast(actions, tf.int32), model.output_shape[-1])
     return model.fit([observations, one_hot_actions], one_hot_actions * q_values[:, None])
 
 
-def compile_fit_and_predict(model, target_model, batch_shape, observation_shape):
+def compile_fit_and_predict(model, target_model, batch_size):
     """Compile all that a training step asks of TensorFlow into one call.
 
     Returns:
@@ -136,25 +138,9 @@ def compile_fit_and_predict(model, target_model, batch_shape, observation_shape)
         loss = fit_batch(model, target_model, batch)
         return tf.concat([[loss], predict(model, observation[None])[0]], axis=0)
 
-    return compile_step(fit_and_predict, batch_shape, observation_shape)
-
-
-def q_function(weights, observations):
-    """Q values as `predict` gives them, in NumPy: 6 µs for one observation, TensorFlow needs 80.
-
-    Args:
-        weights: list of float32 arrays, the layers' kernels and biases.
-        observations: float32 array (n,) of one observation, or (batch, n).
-
-    Returns:
-        float32 array (n_actions,), or (batch, n_actions).
-    """
-    layer = observations
-    for kernel, bias in zip(weights[0:-2:2], weights[1:-2:2]):  # noqa: B905, strict costs time
-        layer = layer.dot(kernel)
-        layer += bias
-        np.maximum(layer, 0, out=layer)
-    return layer.dot(weights[-2]) + weights[-1]
+    observation_size = model.input_shape[0][-1]
+    batch_shape = (batch_size, row_width(observation_size))
+    return compile_step(fit_and_predict, batch_shape, (observation_size,))
 
 
 def greedy_action(q_values):
@@ -169,37 +155,30 @@ def epsilon_greedy_action(q_values, epsilon, rng):
     return greedy_action(q_values)
 
 
-def new_seed(rng):
-    """A seed for an episode: with it, `env.reset` starts the same episode again."""
-    return int(rng.integers(2**31))
-
-
-def evaluate(env, weights, eval_steps, epsilon, seed, stop=None):
-    """Play `eval_steps` steps on an environment that training doesn't use.
+def evaluate(env, weights, settings, step):
+    """Play `settings.eval_steps` steps on an environment that training doesn't use.
 
     Args:
-        seed: list of int, seeds the episodes and the random actions.
-        stop: StopSignal, cuts the evaluation short.
+        weights: list of arrays, the network's kernels and biases.
+        step: of the training; it and the run's seed fix the episodes and the random actions.
 
     Returns:
-        the mean return over the episodes completed within those steps, NaN if there are none;
-        None if it was cut short.
+        the mean return over the episodes completed within those steps, NaN if there are none.
     """
-    rng = np.random.default_rng(seed)
+    eval_steps, epsilon = settings.eval_steps, settings.eval_epsilon
+    rng = np.random.default_rng([settings.seed, 3, step])
     returns, episode_return = [], 0.0
-    observation, _ = env.reset(seed=new_seed(rng))
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
     with ProgressBar(eval_steps, "steps", desc="evaluation ", delay=1, leave=False) as bar:
-        for step in range(1, eval_steps + 1):
-            if stop and stop.number:
-                return None
+        for played in range(1, eval_steps + 1):
             action = epsilon_greedy_action(q_function(weights, observation), epsilon, rng)
             observation, reward, terminated, truncated, _ = env.step(action)
             episode_return += float(reward)
             if terminated or truncated:
                 returns.append(episode_return)
                 episode_return = 0.0
-                observation, _ = env.reset(seed=new_seed(rng))
-                bar.reach(step)
+                observation, _ = env.reset(seed=int(rng.integers(2**31)))
+                bar.reach(played)
     return sum(returns) / len(returns) if returns else math.nan
 
 
@@ -209,169 +188,71 @@ def train(settings, folder, stop, weights=None, state=None):
     Args:
         settings: Namespace of every hyperparameter, and of `env`, `set` and `seed`.
         folder: Path of the log folder, `NAME-log`.
-        stop: StopSignal; training ends behind the step in which it is set.
+        stop: StopSignal; training ends after the step in which it is set.
         weights: list of arrays to start from, instead of random weights.
         state: what `load_state` returned of a run to go on with.
 
     Returns:
-        Progress: the step reached and the best evaluation.
+        TrainingRun, at its end.
 
     Raises:
         TrainingError: if the loss or the weights stop being finite, or the last save fails.
     """
     env = make_environment(settings.env, settings.set)
     eval_env = make_environment(settings.env, settings.set)
-    keras_model = create_model(
-        env, settings.hidden, settings.learning_rate, settings.clipnorm, settings.ema
-    )
+    keras_model = create_model(env, settings.hidden, settings.learning_rate, settings.clipnorm)
     if weights:
         keras_model.set_weights(weights)
     model, target_model = FlatModel(keras_model), FlatModel(keras_model)
-    shape = env.observation_space.shape
+    observation_size, seed = env.observation_space.shape[0], [settings.seed, 1]
     replay_buffer = ReplayBuffer(
-        settings.buffer_size, shape, settings.gamma, settings.n_step, seed=[settings.seed, 1]
+        settings.buffer_size, observation_size, settings.gamma, settings.n_step, seed
     )
-    batch_shape = (settings.batch_size, replay_buffer.rows.shape[1])
-    fit_and_predict = compile_fit_and_predict(model, target_model, batch_shape, shape)
-
+    fit_and_predict = compile_fit_and_predict(model, target_model, settings.batch_size)
     rng = np.random.default_rng([settings.seed, 0])
-    progress = Progress(Episode(1, new_seed(rng)))
-    observation = progress.episode.replay(env)
-    fitted = np.full(1 + int(env.action_space.n), math.nan, np.float32)
-    q_validation_observations = np.zeros((0, *shape), np.float32)
-    parts = {"rng": rng, "replay_rng": replay_buffer.rng, "replay_buffer": replay_buffer}
-    parts |= {"model": model, "target_model": target_model}
-    if state:
-        restored = checkpoint.restore(state, parts, env)
-        progress, observation, fitted, q_validation_observations = restored
-    loss, q_values = fitted[0], fitted[1:]
-    untrained = model.get_weights()
+    parts = {"model": model, "target_model": target_model, "replay_buffer": replay_buffer}
+    parts |= {"rng": rng, "replay_rng": replay_buffer.rng}
 
-    # Drawn at the latest when the first evaluation needs them, but not from an empty buffer.
-    q_validation_step = min(settings.q_validation_size, settings.eval_every or settings.max_steps)
-    q_validation_step = max(q_validation_step, settings.n_step)
-
-    keras_model.summary(print_fn=lambda text: say(text.rstrip()))
-    say(f"Resumed {folder} at step {progress.step}" if state else f"Created {folder}")
-    configuration = commands.config(settings)
-    attempt(save_json, folder / "config.json", configuration)
-
-    def save_run():
-        arrays = {"fitted": fitted, "q_validation_observations": q_validation_observations}
-        state = commands.plain(settings), progress, parts, arrays
-        saved = save_policy(folder, progress.step, model, progress.step)
-        return attempt(checkpoint.save_state, folder / checkpoint.STATE_FILE, *state) and saved
-
-    def evaluate_and_log(episode):
-        weights = model.get_average()
-        seed = [settings.seed, 3, progress.step]
-        steps, epsilon = settings.eval_steps, settings.eval_epsilon
-        average = evaluate(eval_env, weights, steps, epsilon, seed, stop)
-        progress.evaluation_due = average is None
-        if progress.evaluation_due:
-            return
-        max_q_values = q_function(weights, q_validation_observations).max(axis=1)
-        logger.log_evaluation(episode, progress.step, average, float(max_q_values.mean()))
-        bar.reach(progress.step, "evaluation", average)
-        logger.log_policy(progress.step, eval_env, lambda states: q_function(weights, states))
-        if average > progress.best_average and save_policy(folder, "best", model, progress.step):
-            progress.best_average, progress.best_step = average, progress.step
-            logger.log_best(progress.step, average)
-
-    bar = ProgressBar(settings.max_steps, "steps", initial=progress.step)
-    with bar, TensorBoardLogger(folder, progress.step) as logger:
-        logger.log_configuration(configuration, commands.plain(settings))
-        steps = range(progress.step + 1, settings.max_steps + 1)
-        if progress.evaluation_due:  # Ctrl-C cut it short
-            evaluate_and_log(progress.episode)
-            saved = save_run()
-            steps = () if stop.number else steps
-        for step in steps:
-            if step <= settings.train_start:
-                q_values = q_function(untrained, observation)
+    with TrainingRun(settings, folder, stop, TensorBoardLogger(folder), parts) as run:
+        observation, q_values = run.start(env, state)
+        weights, loss = model.get_weights(), run.progress.loss
+        for step in run.steps():
             action = epsilon_greedy_action(q_values, settings.epsilon, rng)
             next_observation, reward, terminated, truncated, _ = env.step(action)
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
-            episode = progress.episode
-            episode.add(action, reward)
             if terminated or truncated:
-                bar.reach(step, "return", episode.episode_return)
-                progress.episode = Episode(episode.number + 1, new_seed(rng))
-                next_observation, _ = env.reset(seed=progress.episode.seed)
+                next_observation, _ = env.reset(seed=run.draw_seed())
             observation = np.asarray(next_observation, np.float32)
 
-            if step >= settings.train_start:
+            if step < settings.train_start:
+                q_values = q_function(weights, observation)
+            else:
                 if step % settings.target_update_every == 0:
                     target_model.set_weights(model.get_weights())
                 batch = replay_buffer.sample(settings.batch_size)
-                fitted = checkpoint.finite(fit_and_predict(batch, observation), step)
+                fitted = finite(fit_and_predict(batch, observation), step)
                 loss, q_values = fitted[0], fitted[1:]
 
-            progress.step = step
-            progress.log_due |= step % settings.log_every == 0
-            if progress.log_due and (terminated or truncated):
-                progress.log_due = False
-                episode.stop_clock()
-                logger.log_episode(episode, step, loss)
-            if step == q_validation_step:
-                q_validation_observations = replay_buffer.draw_observations(
-                    settings.q_validation_size, seed=[settings.seed, 2]
-                )
+            run.log_step(action, reward, terminated or truncated, loss, q_values)
             if settings.eval_every and step % settings.eval_every == 0:
-                with progress.episode.paused():
-                    evaluate_and_log(episode)
-            last = stop.number or step == settings.max_steps  # one look: it may change any time
-            if last or step % settings.snapshot_every == 0:
-                with progress.episode.paused():
-                    saved = save_run()
-            if last:
-                break
-        bar.reach(progress.step)
-
-    if not saved:
-        raise TrainingError(f"the last snapshot or state couldn't be saved in {folder}")
-    return progress
+                run.log_evaluation(evaluate(eval_env, model.get_weights(), settings, step))
+            if step % settings.snapshot_every == 0:
+                run.save()
+        run.finish()
+    return run
 
 
-def play(given, stop):
-    """Watch or evaluate a snapshot's policy."""
-    env_id, changes, seed, options = commands.playing_options(given)
-    weights = load_weights(given["model"], make_environment(env_id, changes))
-    say(f"Loaded {given['model']}")
-
-    def choose_action(observation, rng):
-        return greedy_action(q_function(weights, observation))
-
-    watch(env_id, changes, choose_action, stop, seed, **options)
-
-
-def start(given, stop):
-    """Train a new run, from random weights or from a snapshot's."""
-    settings = commands.training_settings(given, HYPERPARAMETERS, PRESETS)
-    weights = None
-    if "model" in given:
-        weights = load_weights(settings.model, make_environment(settings.env, settings.set))
-        commands.take_layers(settings, given, weights)
-    train_and_report(settings, create_log_folder(settings.name), stop, weights=weights)
-
-
-def resume(given, stop):
-    """Go on with an interrupted run, from its folder's state."""
-    folder = given["resume"]
-    flags = {"resume", *commands.RESUMING, *HYPERPARAMETERS}
-    commands.refuse_others(given, flags, "when a run is resumed")
-    state = checkpoint.load_state(folder / checkpoint.STATE_FILE)
-    settings = commands.resumed_settings(given, state, HYPERPARAMETERS)
-    train_and_report(settings, folder, stop, state=state)
-
-
-def train_and_report(settings, folder, stop, **options):
-    """Train as `settings` say; print how it went, and the command for what to do next."""
-    with claimed(folder):
-        start_tensorflow(settings.threads, settings.seed)
-        started = time.perf_counter()
-        progress = train(settings, folder, stop, **options)
-    commands.report(settings, folder, progress, time.perf_counter() - started)
+def play(settings, stop):
+    """Watch or evaluate a snapshot's policy, always greedily."""
+    weights = load_weights(settings.model, make_environment(settings.env, settings.set))
+    log(f"Loaded {settings.model}")
+    with watching(settings, stop) as env:
+        for _ in range(settings.episodes):
+            observation, _ = env.reset()
+            terminated = truncated = False
+            while not (terminated or truncated):
+                action = greedy_action(q_function(weights, observation))
+                observation, _, terminated, truncated, _ = env.step(action)
 
 
 def main(argv=None, stop=None):
@@ -380,14 +261,15 @@ def main(argv=None, stop=None):
     given = parse_arguments(argv, HYPERPARAMETERS, PRESETS)
     try:
         if "test" in given:
-            commands.refuse_others(given, {"test"}, "with --test")
-            commands.self_check(main, stop)
-        elif "resume" in given:
-            resume(given, stop)
-        elif "model" in given and "train" not in given:
-            play(given, stop)
+            refuse_others(given, {"test"}, "with --test")
+            self_check(main, stop)
+        elif "model" in given and not {"train", "resume"} & given.keys():
+            play(playing_settings(given), stop)
         else:
-            start(given, stop)
+            settings, folder, start = starting_point(given, HYPERPARAMETERS, PRESETS)
+            with locked(folder):
+                start_tensorflow(settings.threads, settings.seed)
+                report(train(settings, folder, stop, **start))
     except (UsageError, TrainingError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

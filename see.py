@@ -1,33 +1,43 @@
-"""Watch an agent that acts at random in MountainCar: it never reaches the flag."""
+"""Watch an agent that acts at random: in MountainCar it never reaches the flag."""
 
 import os
-import secrets
 import signal
 import sys
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-from arguments import ENVIRONMENT, Parser, UsageError, add_playing_flags, whole
-from checkpoint import StopSignal
-from viewer import watch
+from harness.arguments import ENVIRONMENT, Parser, add_playing_flags, whole
+from harness.errors import UsageError
+from harness.terminal import StopSignal
+from harness.viewer import watching
 
 EPISODES = 5
 
 
+def play(settings, stop):
+    """Play `settings.episodes` episodes with random actions."""
+    with watching(settings, stop) as env:
+        for _ in range(settings.episodes):
+            env.reset()
+            terminated = truncated = False
+            while not (terminated or truncated):
+                action = env.action_space.sample()
+                _observation, _reward, terminated, truncated, _ = env.step(action)
+
+
 def main(argv=None):
-    """Play the random agent as the command line says; return the exit status."""
+    """Play as the command line says; return the exit status."""
     stop = StopSignal()
     parser = Parser(prog="see.py", description=__doc__)
-    parser.add_argument(
-        "--seed", type=whole(0, 2**31 - 1), metavar="N", help="seed (default random)"
-    )
-    add_playing_flags(parser, "5, or 1 for --gif and --images")
-    given = vars(parser.parse_args(argv))
-    seed = given.pop("seed", secrets.randbelow(2**31))
-    given.setdefault("episodes", 1 if "gif" in given or "images" in given else EPISODES)
+    parser.add_argument("--env", default=ENVIRONMENT, metavar="ID", help=f"default {ENVIRONMENT}")
+    parser.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="default: random")
+    add_playing_flags(parser, f"{EPISODES}, or 1 for --gif and --images")
+    settings = parser.parse_args(argv)
+    if "episodes" not in settings:
+        settings.episodes = 1 if "gif" in settings or "images" in settings else EPISODES
     try:
-        watch(ENVIRONMENT, {}, lambda _, rng: int(rng.integers(3)), stop, seed, **given)
+        play(settings, stop)
     except UsageError as error:
         print(f"see.py: error: {error}", file=sys.stderr)
         return 2

@@ -1,18 +1,25 @@
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gym
 import numpy as np
 import pytest
+from forked import Forks
 
-import backend
-import commands
 import run
-from checkpoint import StopSignal
-from files import create_log_folder
+from harness import backend
+from harness.log_folder import create_log_folder
+from harness.settings import training_settings
+from harness.snapshot_reader import read_weights
+from harness.snapshots import read_content
+from harness.terminal import StopSignal
 
 ROOT = Path(__file__).parent.parent
+SHORT = "--max-steps 2500 --eval-every 1000 --eval-steps 400 --log-every 400 --seed 1"
 
 
 class Corridor(gym.Env):
@@ -55,6 +62,11 @@ class Corridor(gym.Env):
 gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
 
 
+def weights_in(path):
+    """The weights in a snapshot that we trust, without the process that reads others."""
+    return read_weights(read_content(path))
+
+
 @pytest.fixture(scope="session")
 def tensorflow():
     """TensorFlow, started as the tool starts it; its import is the suite's longest wait."""
@@ -69,11 +81,11 @@ class NeverStop(StopSignal):
 
 @pytest.fixture
 def train(tensorflow, tmp_path, monkeypatch):
-    """Trains in this process and an empty folder: `train(**settings)` returns folder, progress."""
+    """Trains in this process and an empty folder: `train(**given)` gives folder and TrainingRun."""
     monkeypatch.chdir(tmp_path)
 
     def train(weights=None, **given):
-        settings = commands.training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
+        settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
         backend.start_tensorflow(threads=1, seed=settings.seed)
         folder = create_log_folder(settings.name)
         return folder, run.train(settings, folder, NeverStop(), weights=weights)
@@ -97,3 +109,58 @@ def command(tmp_path):
         )
 
     return command
+
+
+def one_line(capsys):
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert errors.startswith("run.py: error: ")
+    return errors.strip()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def unbroken(forks, tmp_path_factory):
+    """The log folder of a run that nothing happened to; run once for each set of flags."""
+    folders = {}
+
+    def unbroken(flags):
+        if flags not in folders:
+            folder = tmp_path_factory.mktemp("unbroken")
+            training = forks.run(folder, f"--name whole {flags}")
+            assert training.status == 0, training.output
+            folders[flags] = folder / "whole-log"
+        return folders[flags]
+
+    return unbroken
+
+
+def train_by_command(*arguments):
+    """Train in the current folder; return what was printed, as a pipe gets it."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        assert run.main([*SHORT.split(), *arguments]) == 0
+    assert stderr.getvalue() == ""
+    return stdout.getvalue()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A folder of two short runs, and what the first printed: car-log, pole-log."""
+    folder = tmp_path_factory.mktemp("runs")
+    with contextlib.chdir(folder):
+        printed = train_by_command("--name", "car")
+        train_by_command("--name", "pole", "--env", "CartPole-v1")
+    return SimpleNamespace(folder=folder, car=folder / "car-log", printed=printed)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

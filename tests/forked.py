@@ -19,6 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+FEW = (
+    "--seed 1 --max-steps 400 --train-start 60 --target-update-every 40 --snapshot-every 23 "
+    "--eval-every 50 --eval-steps 100 --buffer-size 150 --batch-size 16 --log-every 50 "
+    "--q-validation-size 40 --hidden 8,8 --epsilon 0.3"
+)
+EVERYTHING = f"{FEW} --n-step 3"
+
 
 class Forks:
     """Starts the process that forks, and trainings in it."""
@@ -126,15 +133,15 @@ def cause(function, number, action, *arguments):
     from gym.wrappers import TimeLimit
     from tensorflow.python.eager import execute
 
-    import files
     import run
+    from harness import whole_files
 
     owner = {
         "step": TimeLimit,  # of the training's environment and of the evaluation's
         "execute": execute,  # the first call compiles
-        "seal": files.CHECKSUM,  # the content is written, its checksum isn't
-        "fsync": files.os,
-        "replace": files.os,
+        "seal": whole_files,  # the content is written, its checksum isn't
+        "fsync": whole_files.os,
+        "replace": whole_files.os,
     }.get(function, run)
     original, calls = getattr(owner, function), 0
 
@@ -167,8 +174,8 @@ def train(request):
 def serve():
     """Fork a training for each line on standard input; print its process number, then status."""
     sys.path.insert(0, str(ROOT))
-    from backend import keras, tf
-    from environments import make_environment
+    from harness.backend import keras, tf
+    from harness.environments import make_environment
 
     tf.Variable, keras.Model, make_environment("MountainCar-v0")
     import h5py  # noqa: F401

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from conftest import Corridor
 
-import backend
 import run
-from environments import make_environment
+from harness import backend
+from harness.environments import make_environment
+from harness.network import FlatModel, q_function
+from harness.snapshots import load_weights
 from replay_buffer import ReplayBuffer, row_width, split_columns
 
 BATCH = 64
@@ -21,8 +23,8 @@ def env():
 
 
 def make_batch(rng, reward_scale=1.0, discount=0.99, n_actions=3, size=BATCH):
-    batch = rng.normal(size=(size, row_width((2,)))).astype(np.float32)
-    _, actions, rewards, _, discounts = split_columns(batch, (2,))
+    batch = rng.normal(size=(size, row_width(2))).astype(np.float32)
+    _, actions, rewards, _, discounts = split_columns(batch, 2)
     actions[:] = rng.integers(n_actions, size=size)
     rewards *= reward_scale
     discounts[:] = discount
@@ -31,14 +33,14 @@ def make_batch(rng, reward_scale=1.0, discount=0.99, n_actions=3, size=BATCH):
 
 def make_models(env, **options):
     keras_model = run.create_model(env, **options)
-    model, target_model = backend.FlatModel(keras_model), backend.FlatModel(keras_model)
+    model, target_model = FlatModel(keras_model), FlatModel(keras_model)
     target_model.set_weights([weight + 0.1 for weight in keras_model.get_weights()])
     return keras_model, model, target_model
 
 
 def keras_fit(keras_model, target_weights, batch):
     """One fit as the tutorial writes it, with Keras' own predict and fit; returns the loss."""
-    observations, actions, rewards, next_observations, discounts = split_columns(batch, (2,))
+    observations, actions, rewards, next_observations, discounts = split_columns(batch, 2)
     weights = keras_model.get_weights()
     keras_model.set_weights(target_weights)
     ones = np.ones((len(batch), 3), np.float32)
@@ -57,7 +59,7 @@ def test_fit_batch_does_what_keras_fit_does(tensorflow, env, reward_scale):
     keras_model, model, target_model = make_models(env)
     rng = np.random.default_rng(1)
     step = backend.compile_step(
-        lambda batch: run.fit_batch(model, target_model, batch), (BATCH, row_width((2,)))
+        lambda batch: run.fit_batch(model, target_model, batch), (BATCH, row_width(2))
     )
     for _ in range(5):
         batch = make_batch(rng, reward_scale)
@@ -71,13 +73,13 @@ def test_fit_batch_is_the_published_arithmetic(tensorflow, env):
     """Bellman targets, masked mean squared error, clipping and Adam (Kingma & Ba 2015, alg. 1)."""
     _, model, target_model = make_models(env, learning_rate=0.01)
     batch = make_batch(np.random.default_rng(2), reward_scale=50)
-    observations, actions, rewards, next_observations, discounts = split_columns(batch, (2,))
+    observations, actions, rewards, next_observations, discounts = split_columns(batch, 2)
     actions = actions.astype(int)
     w1, b1, w2, b2, w3, b3 = (w.astype(np.float64) for w in model.get_weights())
 
     h1 = np.maximum(observations @ w1 + b1, 0)
     h2 = np.maximum(h1 @ w2 + b2, 0)
-    next_q_values = run.q_function(target_model.get_weights(), next_observations)
+    next_q_values = q_function(target_model.get_weights(), next_observations)
     targets = rewards + discounts * next_q_values.max(axis=1)
     errors = np.zeros((BATCH, 3))
     errors[np.arange(BATCH), actions] = (h2 @ w3 + b3)[np.arange(BATCH), actions] - targets
@@ -104,7 +106,7 @@ def test_actions_that_were_not_taken_get_no_gradient(tensorflow, env):
     _, model, target_model = make_models(env)
     before = model.get_weights()
     batch = make_batch(np.random.default_rng(3))
-    split_columns(batch, (2,))[1][:] = 1
+    split_columns(batch, 2)[1][:] = 1
     run.fit_batch(model, target_model, batch)
     kernel, bias = model.get_weights()[-2:]
     for action, moved in ((0, False), (1, True), (2, False)):
@@ -120,11 +122,11 @@ def test_only_a_terminated_transition_is_worth_its_reward_alone(
     tensorflow, env, terminated, truncated, bootstraps
 ):
     _, model, target_model = make_models(env)
-    buffer = ReplayBuffer(5, (2,), gamma=0.99, seed=0)
+    buffer = ReplayBuffer(5, 2, gamma=0.99, seed=0)
     observation, next_observation = np.float32([-0.5, 0.01]), np.float32([-0.4, 0.02])
     buffer.add(observation, 2, -1.0, next_observation, terminated, truncated)
-    q_value = run.q_function(model.get_weights(), observation)[2]
-    next_value = run.q_function(target_model.get_weights(), next_observation).max()
+    q_value = q_function(model.get_weights(), observation)[2]
+    next_value = q_function(target_model.get_weights(), next_observation).max()
     target = -1.0 + (0.99 * next_value if bootstraps else 0.0)
     loss = run.fit_batch(model, target_model, buffer.sample(4))
     assert float(loss) == pytest.approx((q_value - target) ** 2 / 3, rel=1e-4)
@@ -134,12 +136,12 @@ def test_the_direct_call_equals_tensorflows_own_bit_for_bit(tensorflow, env):
     losses, weights = [], []
     keras_model = run.create_model(env, hidden=(48, 16))
     for call in ("step", "compiled", "eager"):
-        model, target_model = backend.FlatModel(keras_model), backend.FlatModel(keras_model)
+        model, target_model = FlatModel(keras_model), FlatModel(keras_model)
 
         def fit(batch, model=model, target_model=target_model):
             return run.fit_batch(model, target_model, batch)
 
-        step = backend.compile_step(fit, (BATCH, row_width((2,))))
+        step = backend.compile_step(fit, (BATCH, row_width(2)))
         function = {"step": step, "compiled": step.compiled, "eager": fit}[call]
         rng = np.random.default_rng(4)
         losses.append([float(function(make_batch(rng))) for _ in range(20)])
@@ -155,10 +157,8 @@ def test_q_function_and_predict_are_the_masked_model_with_a_mask_of_ones(tensorf
     expected = keras_model.predict([observations, np.ones((30, 3))], verbose=0)
     weights = keras_model.get_weights()
     np.testing.assert_allclose(run.predict(keras_model, observations), expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        run.q_function(weights, observations), expected, rtol=2e-5, atol=1e-6
-    )
-    one = run.q_function(weights, observations[3])
+    np.testing.assert_allclose(q_function(weights, observations), expected, rtol=2e-5, atol=1e-6)
+    one = q_function(weights, observations[3])
     assert one.shape == (3,)
     np.testing.assert_allclose(one, expected[3], rtol=2e-5, atol=1e-6)
 
@@ -204,42 +204,18 @@ def test_the_greedy_action_has_the_largest_q_value():
     assert type(run.greedy_action(np.float32([-3, -1, -2]))) is int
 
 
-def test_an_average_of_the_weights_follows_them_with_the_given_momentum(tensorflow, env):
-    _, model, target_model = make_models(env, ema=0.9)
-    average, rng = None, np.random.default_rng(7)
-    for _ in range(6):
-        run.fit_batch(model, target_model, make_batch(rng))
-        weights = np.concatenate([weight.ravel() for weight in model.get_weights()])
-        average = weights if average is None else 0.9 * average + 0.1 * weights
-    ours = np.concatenate([weight.ravel() for weight in model.get_average()])
-    np.testing.assert_allclose(ours, average, rtol=1e-4, atol=1e-6)
-    assert abs(ours - weights).max() > 1e-4
-
-
-def test_an_average_does_not_change_what_is_learned(tensorflow, env):
-    keras_model, plain, target_model = make_models(env)
-    averaged = backend.FlatModel(run.create_model(env, ema=0.99))
-    averaged.set_weights(keras_model.get_weights())
-    rng = np.random.default_rng(8)
-    for _ in range(5):
-        batch = make_batch(rng)
-        run.fit_batch(plain, target_model, batch)
-        run.fit_batch(averaged, target_model, batch)
-    assert (plain.theta.numpy() == averaged.theta.numpy()).all()
-
-
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_a_corridor_is_learned_to_within_one_percent(train, n_step):
-    folder, progress = train(
+    folder, trained = train(
         env="Corridor-v0", seed=1, name="corridor", max_steps=6000, train_start=500, gamma=0.9,
         learning_rate=0.002, target_update_every=100, epsilon=1.0 if n_step == 1 else 0.0,
         n_step=n_step, eval_every=2000, eval_steps=500, snapshot_every=6000,
     )  # fmt: skip
     env = make_environment("Corridor-v0")
-    weights = run.load_weights(folder / "corridor-6000.h5", env)
-    learned = run.q_function(weights, np.eye(Corridor.cells, dtype=np.float32))
+    weights = load_weights(folder / "corridor-6000.h5", env)
+    learned = q_function(weights, np.eye(Corridor.cells, dtype=np.float32))
     exact = Corridor.exact_q_values(0.9)
     if n_step == 1:
         np.testing.assert_allclose(learned, exact, rtol=0.01)
     assert (learned.argmax(axis=1) == exact.argmax(axis=1)).all()
-    assert progress.best_average > 0.8
+    assert trained.progress.best_average > 0.8

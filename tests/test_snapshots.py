@@ -13,25 +13,31 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import checkpoint
-from arguments import UsageError
-from environments import make_environment
-from files import write_sealed
-from loggers import load_weights
-from snapshot_reader import read_arrays
+from harness.environments import make_environment
+from harness.errors import UsageError
+from harness.snapshot_reader import read_arrays
+from harness.snapshots import load_weights
+from harness.state import Episode, Progress, load_state, save_state
+from harness.whole_files import write_sealed
 
 # Reads each file named on standard input as `load_weights` would, in a process of its own, but
 # forked: a line each of exit status (or minus a signal), seconds, memory and what it printed.
 READER = """
-import os, sys, time, tempfile
-import h5py, snapshot_reader
+import io, os, sys, time, types
+import h5py
+from harness import snapshot_reader, snapshots
 for path in sys.stdin.read().splitlines():
     started = time.monotonic()
     pid = os.fork()
     if not pid:
         os.dup2(os.open(path + ".out", os.O_CREAT | os.O_WRONLY), 1)
         os.dup2(os.open(path + ".err", os.O_CREAT | os.O_WRONLY), 2)
-        sys.argv = ["", path]
+        try:
+            content = snapshots.read_content(path)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        sys.stdin = types.SimpleNamespace(buffer=io.BytesIO(content))
         snapshot_reader.main()
         sys.stdout.flush()
         os._exit(0)
@@ -57,7 +63,7 @@ def read_all(paths):
         status, seconds, gigabytes = map(float, line.split())
         assert seconds < 10, path
         assert gigabytes < 2, path
-        # Behind any other end, a crash included, load_weights puts one line of its own.
+        # After any other end, a crash included, load_weights puts one line of its own.
         lines = path.with_name(path.name + ".err").read_text().splitlines()
         assert status or not lines
         if status == 2:
@@ -156,15 +162,16 @@ def test_160_damaged_snapshots_without_checksum_crash_and_hang_nothing(tmp_path)
 
 def test_200_damaged_states_are_refused(tmp_path):
     path = tmp_path / "state.npz"
-    progress = checkpoint.Progress(checkpoint.Episode(3, 7, [0, 1, 2]), step=40)
-    parts, arrays = {"rng": np.random.default_rng(1)}, {"rows": np.arange(700, dtype=np.float32)}
-    checkpoint.save_state(path, {"gamma": 0.99}, progress, parts, arrays)
-    assert np.array_equal(checkpoint.load_state(path)["arrays"]["rows"], arrays["rows"])
+    arrays = np.arange(3, dtype=np.float32), np.arange(700, dtype=np.float32).reshape(350, 2)
+    progress = Progress(Episode(3, 7, [0, 1, 2]), *arrays, step=40)
+    save_state(path, {"gamma": 0.99}, progress, {"rng": np.random.default_rng(1)})
+    loaded = load_state(path)["progress"]
+    assert equal((loaded.q_values, loaded.q_validation_observations), arrays)
     data = path.read_bytes()
     for content in damaged(data, 200, seed=3):
         path.write_bytes(content)
         with pytest.raises(UsageError) as error:
-            checkpoint.load_state(path)
+            load_state(path)
         assert "\n" not in str(error.value)
 
 

@@ -1,6 +1,6 @@
-import itertools
+"""Kills, signals, full disks and closed terminals: what a run survives, and how it goes on."""
+
 import json
-import math
 import os
 import pty
 import random
@@ -14,59 +14,38 @@ import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, NeverStop
-from forked import Forks
+from conftest import ROOT, NeverStop, one_line, weights_in
+from forked import EVERYTHING, FEW
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-import checkpoint
-import loggers
 import run
-from arguments import UsageError
-from files import attempt, claimed, say, write_file
-from snapshot_reader import CHECKSUM, read_weights
-
-FEW = (
-    "--seed 1 --max-steps 400 --train-start 60 --target-update-every 40 --snapshot-every 23 "
-    "--eval-every 50 --eval-steps 100 --buffer-size 150 --batch-size 16 --log-every 50 "
-    "--q-validation-size 40 --hidden 8,8 --epsilon 0.3"
-)
-EVERYTHING = f"{FEW} --n-step 3 --ema 0.9"
-
-
-@pytest.fixture(scope="module")
-def forks():
-    forks = Forks()
-    yield forks
-    forks.close()
-
-
-@pytest.fixture(scope="module")
-def unbroken(forks, tmp_path_factory):
-    """The log folder of a run that nothing happened to; run once for each set of flags."""
-    folders = {}
-
-    def unbroken(flags):
-        if flags not in folders:
-            folder = tmp_path_factory.mktemp("unbroken")
-            training = forks.run(folder, f"--name whole {flags}")
-            assert training.status == 0, training.output
-            folders[flags] = folder / "whole-log"
-        return folders[flags]
-
-    return unbroken
+from harness import snapshots
+from harness.errors import UsageError
+from harness.state import STATE_FILE, load_state
+from harness.terminal import log
+from harness.whole_files import attempt, unseal, write_file
 
 
 def state_of(folder):
     """A run's whole state, the times that it took left out."""
-    state = checkpoint.load_state(folder / checkpoint.STATE_FILE)
-    progress = vars(state["progress"]) | {"first_step": None}
-    progress["episode"] = vars(progress["episode"]) | {"seconds": None, "started": None}
-    settings = state["settings"] | {"name": None}
-    return settings, progress, state["generators"], state["arrays"]
+    state = load_state(folder / STATE_FILE)
+    progress = asdict(state["progress"]) | {"seconds": None}
+    progress["episode"]["seconds"] = None
+    progress["evaluations"] = [results[:-1] for results in progress["evaluations"]]
+    names = "q_values", "q_validation_observations"
+    arrays = state["arrays"] | {name: progress.pop(name) for name in names}
+    settings = state["settings"] | {"name": None, "command": None}
+    return settings, progress, state["generators"], arrays
+
+
+def evaluations(folder):
+    """The rows of evaluations.csv, without the seconds."""
+    return [line.rpartition(",")[0] for line in (folder / "evaluations.csv").open()]
 
 
 def assert_same_end(folder, expected):
@@ -75,6 +54,7 @@ def assert_same_end(folder, expected):
     for path in expected.glob("[!.]*.h5"):
         ours = folder / path.name.replace("whole", name)
         assert ours.read_bytes() == path.read_bytes(), ours
+    assert evaluations(folder) == evaluations(expected)
     *ours, our_arrays = state_of(folder)
     *theirs, their_arrays = state_of(expected)
     assert ours == theirs
@@ -86,12 +66,16 @@ def assert_same_end(folder, expected):
 def assert_whole(folder):
     """Every file with a final name is whole."""
     for path in folder.glob("[!.]*.h5"):
-        assert CHECKSUM.open(path.read_bytes())
-        read_weights(path)
+        assert unseal(path.read_bytes())
+        weights_in(path)
     if (folder / "config.json").exists():
         json.loads((folder / "config.json").read_text())
-    if (folder / checkpoint.STATE_FILE).exists():
-        checkpoint.load_state(folder / checkpoint.STATE_FILE)
+    if (folder / "evaluations.csv").exists():
+        assert re.fullmatch(
+            r"step,.*\n(\d+,\d+(,[^,\n]+){3}\n)+", (folder / "evaluations.csv").read_text()
+        )
+    if (folder / STATE_FILE).exists():
+        load_state(folder / STATE_FILE)
 
 
 def assert_events_whole(folder):
@@ -112,7 +96,7 @@ def partial_files(folder):
 
 
 def a_kill(rng):
-    """SIGKILL at a random moment: behind a step, while a file is written, or at any time."""
+    """SIGKILL at a random moment: after a step, while a file is written, or at any time."""
     if rng.random() < 0.3:
         return ["step", rng.randint(1, 150), "kill", "SIGKILL"]
     if rng.random() < 0.7:
@@ -126,7 +110,7 @@ def train_through_kills(forks, cwd, flags, kills, seed):
     folder = cwd / "killed-log"
     counts = {"killed": 0, "writing": 0, "without state": 0}
     while True:
-        if not (folder / checkpoint.STATE_FILE).exists():
+        if not (folder / STATE_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         command = "--resume killed-log" if folder.exists() else f"--name killed {flags}"
         accidents = [a_kill(rng)] if counts["killed"] < kills else []
@@ -135,9 +119,9 @@ def train_through_kills(forks, cwd, flags, kills, seed):
         if training.status == -signal.SIGKILL:
             counts["killed"] += 1
             counts["writing"] += bool(partial_files(folder))
-            counts["without state"] += not (folder / checkpoint.STATE_FILE).exists()
+            counts["without state"] += not (folder / STATE_FILE).exists()
             continue
-        if "the run is finished" not in training.output:  # killed behind its last state
+        if "the run is finished" not in training.output:  # killed after its last state
             assert training.status == 0, training.output
         if counts["killed"] >= kills:
             return folder, counts
@@ -163,16 +147,16 @@ def test_a_run_killed_before_its_first_state_is_refused_in_one_line(forks, tmp_p
     training = forks.run(tmp_path, f"--name early {FEW}", ["step", 5, "kill", "SIGKILL"])
     assert training.status == -signal.SIGKILL
     assert run.main(["--resume", str(tmp_path / "early-log")], NeverStop()) == 2
-    assert one_line(capsys).endswith("a run that ended before it was saved starts anew")
+    assert one_line(capsys).endswith("the run ended before it was saved; start it again")
 
 
 # Ctrl-C and SIGTERM --------------------------------------------------------------------------
 
 MOMENTS = [  # what happens, exit status, step at which the run stops; None: not told here
-    (["start_tensorflow", 1, "kill", "SIGINT"], 130, 1),
-    (["step", 1 + 9, "kill", "SIGTERM"], 143, 10),
+    (["start_tensorflow", 1, "kill", "SIGINT"], 130, 0),
+    (["step", 10, "kill", "SIGTERM"], 143, 10),
     (["step", 10 + 40 + 30, "kill", "SIGINT"], 130, 50),  # in the first evaluation
-    (["step", 50 + 99, "kill", "SIGTERM"], 143, 50),  # in the same again
+    (["step", 50 + 50 + 99, "kill", "SIGTERM"], 143, 100),  # in the next
     (["execute", 1, "kill_soon", "SIGINT", 0.2], 130, None),  # while TensorFlow compiles
     (["seal", 2, "kill", "SIGTERM"], 143, None),  # while the state is written
     (["replace", 3, "kill", "SIGINT"], 130, None),
@@ -189,7 +173,7 @@ def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(forks, 
         assert training.status == status, training.output
         assert "Traceback" not in training.output
         assert lines[-1] == "python run.py --resume stopped-log"
-        reached = checkpoint.load_state(folder / checkpoint.STATE_FILE)["progress"].step
+        reached = load_state(folder / STATE_FILE)["progress"].step
         assert lines[-2] == f"Stopped at step {reached}, to go on:"
         assert step in (None, reached)
         assert (folder / f"stopped-{reached}.h5").exists()
@@ -199,18 +183,6 @@ def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(forks, 
     training = forks.run(tmp_path, command)
     assert training.status == 0, training.output
     assert_same_end(folder, unbroken(EVERYTHING))
-
-
-def test_an_evaluation_cut_short_at_the_last_step_is_done_on_resume(forks, unbroken, tmp_path):
-    in_it = ["step", 50 + 20, "kill", "SIGINT"]
-    command = f"--name last {EVERYTHING} --max-steps 50"
-    assert forks.run(tmp_path, command, in_it).status == 130
-    finished = forks.run(tmp_path, "--resume last-log")
-    assert finished.status == 0
-    assert "step 50 episode_return_avg" in finished.output
-    more = forks.run(tmp_path, "--resume last-log --max-steps 400")  # as good as 400 from the start
-    assert "Resumed last-log at step 50" in more.output
-    assert_same_end(tmp_path / "last-log", unbroken(EVERYTHING))
 
 
 def test_a_second_ctrl_c_stops_at_once_even_while_saving(forks, unbroken, tmp_path):
@@ -266,7 +238,7 @@ def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(forks, unb
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "")
-    assert output.endswith("Stopped at step 1, to go on:\npython run.py --resume import-log\n")
+    assert output.endswith("Stopped at step 0, to go on:\npython run.py --resume import-log\n")
     assert forks.run(tmp_path, "--resume import-log").status == 0
     assert_same_end(tmp_path / "import-log", unbroken(EVERYTHING))
 
@@ -274,9 +246,11 @@ def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(forks, unb
 def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monkeypatch):
     reader = tmp_path / "reader.py"
     reader.write_text("import os, sys; print(os.getpgrp(), file=sys.stderr); sys.exit(2)")
-    monkeypatch.setattr(loggers, "READER", reader)
+    path = tmp_path / "x.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    monkeypatch.setattr(snapshots, "READER", reader)
     with pytest.raises(UsageError) as error:
-        loggers.load_weights("x.h5", None)
+        snapshots.load_weights(path, None)
     assert int(str(error.value).split(": ")[1]) != os.getpgrp()
 
 
@@ -363,178 +337,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, capsys):
 def test_a_full_disk_under_the_printed_lines_ends_nothing(monkeypatch):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        say("lost")
+        log("lost")
         monkeypatch.undo()
         with pytest.raises(OSError, match="No space"):
             full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
-
-
-# Resuming ------------------------------------------------------------------------------------
-
-
-def one_line(capsys):
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 1
-    assert errors.startswith("run.py: error: ")
-    return errors.strip()
-
-
-def resume_error(folder, capsys, *flags):
-    capsys.readouterr()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert run.main(["--resume", str(folder), *flags], NeverStop()) == 2
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return one_line(capsys)
-
-
-@pytest.fixture
-def folder(unbroken, tmp_path):
-    """A copy of a finished run."""
-    return shutil.copytree(unbroken(EVERYTHING), tmp_path / "whole-log")
-
-
-def rewrite(path, change):
-    """Change a state file, and seal it again as one who means harm would."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    document = json.loads(arrays.pop("json").tobytes())
-    change(document, arrays)
-    arrays["json"] = np.frombuffer(json.dumps(document).encode(), np.uint8)
-    np.savez(path, **arrays)
-    path.write_bytes(path.read_bytes() + CHECKSUM.seal(path.read_bytes()))
-
-
-def test_a_finished_run_is_not_resumed(folder, capsys):
-    error = resume_error(folder, capsys)
-    assert "--resume: the run is finished at step 400; --max-steps may be raised" in error
-
-
-def test_conflicting_flags_are_refused(folder, capsys):
-    conflicts = ("--gamma", "0.5"), ("--seed", "2"), ("--env", "CartPole-v1"), ("--hidden", "8")
-    for flags in conflicts:
-        assert flags[0] in resume_error(folder, capsys, *flags)
-
-
-def test_equal_flags_are_accepted(folder, capsys):
-    flags = "--seed", "1", "--hidden", "8,8", "--env", "MountainCar-v0", "--ema", "0.9"
-    assert "finished" in resume_error(folder, capsys, *flags)
-
-
-def test_a_folder_without_state_is_refused(tmp_path, capsys):
-    assert "no such file" in resume_error(tmp_path, capsys)
-    assert "no such file" in resume_error(tmp_path / "nothing", capsys)
-
-
-def test_a_state_that_is_no_file_is_refused(tmp_path, capsys):
-    os.mkfifo(tmp_path / checkpoint.STATE_FILE)
-    assert run.main(["--resume", str(tmp_path)], NeverStop()) == 2
-    assert "isn't a file" in one_line(capsys)
-
-
-def test_a_state_of_another_version_is_refused(folder, capsys):
-    def change(document, arrays):
-        document["version"] += 1
-
-    rewrite(folder / checkpoint.STATE_FILE, change)
-    assert "another version" in resume_error(folder, capsys)
-
-    def forget(document, arrays):
-        document["version"] = checkpoint.VERSION
-        del document["settings"]["ema"]
-
-    rewrite(folder / checkpoint.STATE_FILE, forget)
-    assert "another version" in resume_error(folder, capsys)
-
-
-def test_a_damaged_state_is_refused(folder, capsys):
-    path = folder / checkpoint.STATE_FILE
-    data = path.read_bytes()
-    path.write_bytes(data[:-1])
-    assert "the file isn't whole" in resume_error(folder, capsys)
-    path.write_bytes(data[:100] + b"?" + data[101:])
-    assert "the file is damaged" in resume_error(folder, capsys)
-
-
-def test_a_state_made_to_do_harm_is_refused(folder, capsys):
-    path = folder / checkpoint.STATE_FILE
-    good = path.read_bytes()
-    marker = folder / "executed"
-    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
-
-    class Harm:
-        def __reduce__(self):
-            return open, (str(marker), "w")
-
-    def imported(document, arrays):
-        document["settings"]["env"] = "whole-log.evil:Car-v0"
-
-    def pickled(document, arrays):
-        arrays["fitted"] = np.array([Harm()])
-
-    def strange(document, arrays):
-        document["progress"] = [1]
-
-    for change in imported, pickled, strange:
-        path.write_bytes(good)
-        rewrite(path, change)
-        resume_error(folder, capsys, "--max-steps", "500")
-    with np.load(path) as file:
-        np.savez_compressed(path, **file)  # could be a bomb
-    path.write_bytes(path.read_bytes() + CHECKSUM.seal(path.read_bytes()))
-    assert "isn't a state" in resume_error(folder, capsys)
-    path.write_bytes(CHECKSUM.seal(b""))
-    resume_error(folder, capsys)
-    assert not marker.exists()
-
-
-def test_a_state_of_impossible_settings_is_refused(folder, capsys):
-    path = folder / checkpoint.STATE_FILE
-    good = path.read_bytes()
-    for name in (*run.HYPERPARAMETERS, "seed", "threads", "env", "set"):
-        for value in (None, "x", -1, 10**30, math.nan, {"x": "y"}, [1.5, "x"]):
-            path.write_bytes(good)
-            rewrite(path, lambda document, _: document["settings"].update({name: value}))  # noqa: B023
-            resume_error(folder, capsys, "--max-steps", "500")
-    for part, value in itertools.product(("settings", "progress"), ([], None, "x", 1.5)):
-        path.write_bytes(good)
-        rewrite(path, lambda document, _: document.update({part: value}))  # noqa: B023
-        assert "isn't a state" in resume_error(folder, capsys, "--max-steps", "500")
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("model.0", lambda array: array[:-1]),
-        ("fitted", lambda array: array[:0]),
-        ("replay_buffer.next_row", lambda array: array + 10**6),
-        ("replay_buffer.pending_rewards", lambda array: np.zeros(1000)),
-        ("progress", lambda progress: {**progress, "step": True}),
-        ("progress", lambda progress: {**progress, "episode": {**progress["episode"], "seed": -1}}),
-        (
-            "progress",
-            lambda progress: {**progress, "episode": {**progress["episode"], "actions": ["x"]}},
-        ),
-    ],
-)
-def test_a_state_that_does_not_fit_its_settings_is_refused(forks, folder, name, change):
-    def rewritten(document, arrays):
-        part = arrays if name in arrays else document
-        part[name] = change(part[name])
-
-    rewrite(folder / checkpoint.STATE_FILE, rewritten)
-    training = forks.run(folder.parent, "--resume whole-log --max-steps 500")
-    assert training.status == 2
-    assert re.fullmatch(
-        r"run.py: error: --resume: (the state doesn't fit its own settings|.* isn't a state .*)\n",
-        training.output,
-    )
-
-
-def test_two_processes_do_not_train_in_one_folder(folder, capsys):
-    with claimed(folder):
-        error = resume_error(folder, capsys, "--max-steps", "500")
-    assert "another process is training in" in error
 
 
 # Determinism ---------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ import contextlib
 import inspect
 import io
 
-from arguments import UsageError
+from harness.errors import UsageError
 
+ENVIRONMENT = "MountainCar-v0"
 # What the observed numbers and the actions are, where gym's documentation names them.
 NAMES = {"MountainCar": (("position", "velocity"), ("push left", "no push", "push right"))}
 

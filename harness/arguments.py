@@ -1,15 +1,11 @@
-"""The command line's machinery: flags made from one table, and errors of one line."""
+"""The command line: flags made from one table, and errors of one line."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import NamedTuple
 
-ENVIRONMENT = "MountainCar-v0"
-
-
-class UsageError(Exception):
-    """Something that the user can mend: shown as one line, exit status 2."""
+from harness.environments import ENVIRONMENT
 
 
 class Hyperparameter(NamedTuple):

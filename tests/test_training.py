@@ -7,22 +7,22 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from conftest import Corridor
+from conftest import Corridor, weights_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import backend
-import commands
 import run
-from arguments import flag
-from checkpoint import STATE_FILE, Episode, Progress, load_state
-from environments import make_environment
+from harness import backend
+from harness.arguments import flag
+from harness.environments import make_environment
+from harness.network import FlatModel, q_function
+from harness.report import report
+from harness.state import STATE_FILE, load_state
 from replay_buffer import ReplayBuffer
-from snapshot_reader import read_weights
 
 SMALL = {
     "max_steps": 1200,
@@ -61,7 +61,7 @@ def events(folder):
 
 def final_weights(folder, step=SMALL["max_steps"]):
     name = folder.name.removesuffix("-log")
-    return np.concatenate([w.ravel() for w in read_weights(folder / f"{name}-{step}.h5")])
+    return np.concatenate([w.ravel() for w in weights_in(folder / f"{name}-{step}.h5")])
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(train):
@@ -121,15 +121,9 @@ def test_the_loop_fits_what_fit_batch_called_alone_fits(train, monkeypatch):
     )
     start = [np.float32(w) for w in initial_weights()]
     folder, _ = train(seed=7, name="loop", weights=start, **SMALL)
-    model, target_model = (backend.FlatModel(create_model(mountain_car())) for _ in range(2))
+    model, target_model = (FlatModel(create_model(mountain_car())) for _ in range(2))
     model.set_weights(start), target_model.set_weights(start)
-    step = backend.compile_step(
-        lambda batch, _: backend.tf.concat(
-            [[run.fit_batch(model, target_model, batch)], run.predict(model, _[None])[0]], axis=0
-        ),
-        batches[0].shape,
-        (2,),
-    )
+    step = run.compile_fit_and_predict(model, target_model, SMALL["batch_size"])
     for number, batch in enumerate(batches, start=SMALL["train_start"]):
         if number % SMALL["target_update_every"] == 0:
             target_model.set_weights(model.get_weights())
@@ -139,20 +133,20 @@ def test_the_loop_fits_what_fit_batch_called_alone_fits(train, monkeypatch):
     assert (ours == final_weights(folder)).all()
 
 
-def test_n_step_1_and_ema_0_are_the_tutorials_algorithm_to_the_bit(train):
-    """Against a loop that was written without either: plain lists, one reward, Keras' Adam."""
-    folder, _ = train(seed=7, name="ours", n_step=1, ema=0.0, **{**SMALL, "epsilon": 0.1})
+def test_n_step_1_is_the_tutorials_algorithm_to_the_bit(train):
+    """Against a loop that was written without it: plain lists, one reward, Keras' Adam."""
+    folder, _ = train(seed=7, name="ours", n_step=1, **{**SMALL, "epsilon": 0.1})
 
     backend.start_tensorflow(threads=1, seed=7)
     env = mountain_car()
     keras_model = run.create_model(env)
     keras_model.compile(keras.optimizers.Adam(0.001, clipnorm=1.0), loss="mean_squared_error")
-    model, target_model = backend.FlatModel(keras_model), backend.FlatModel(keras_model)
-    fit_and_predict = run.compile_fit_and_predict(model, target_model, (16, 7), (2,))
+    model, target_model = FlatModel(keras_model), FlatModel(keras_model)
+    fit_and_predict = run.compile_fit_and_predict(model, target_model, 16)
     rng, replay_rng = np.random.default_rng([7, 0]), np.random.default_rng([7, 1])
     transitions = []
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
-    q_values = run.q_function(model.get_weights(), observation)
+    q_values = q_function(model.get_weights(), observation)
     for step in range(1, SMALL["max_steps"] + 1):
         explore = rng.random() < 0.1
         action = int(rng.integers(3)) if explore else int(q_values.argmax())
@@ -163,7 +157,7 @@ def test_n_step_1_and_ema_0_are_the_tutorials_algorithm_to_the_bit(train):
         if terminated or truncated:
             observation, _ = env.reset(seed=int(rng.integers(2**31)))
         if step < SMALL["train_start"]:
-            q_values = run.q_function(model.get_weights(), observation)
+            q_values = q_function(model.get_weights(), observation)
             continue
         if step % SMALL["target_update_every"] == 0:
             target_model.set_weights(model.get_weights())
@@ -190,7 +184,7 @@ def test_the_target_network_changes_at_the_documented_steps_only(train, monkeypa
             steps.append(len(steps) + 1)
             super().add(*transition)
 
-    class RecordingModel(backend.FlatModel):
+    class RecordingModel(FlatModel):
         def set_weights(self, weights):
             if steps:
                 sources.append(steps[-1])
@@ -215,7 +209,7 @@ def test_a_truncated_episode_ends_the_episode_but_bootstraps(train, monkeypatch)
     buffer = buffers[0]
     assert (buffer.discounts[:400] == np.float32(0.99)).all()  # no seed reaches the flag so soon
     follows = (buffer.observations[1:400] == buffer.next_observations[:399]).all(axis=1)
-    # A new episode behind step 200, no other seam.
+    # A new episode after step 200, no other seam.
     assert np.flatnonzero(~follows).tolist() == [199]
 
 
@@ -227,7 +221,7 @@ def test_training_stops_at_a_loss_that_is_not_finite(train, tmp_path):
     snapshots = list((tmp_path / "bad-log").glob("bad-*.h5"))
     assert snapshots
     for path in snapshots:
-        assert all(np.isfinite(w).all() for w in read_weights(path))
+        assert all(np.isfinite(w).all() for w in weights_in(path))
 
 
 def test_n_step_returns_train_with_the_smallest_numbers(train):
@@ -239,16 +233,18 @@ def test_n_step_returns_train_with_the_smallest_numbers(train):
 def test_evaluation_averages_completed_episodes_only():
     env = make_environment("MountainCar-v0")
     weights = [np.zeros(shape, np.float32) for shape in ((2, 4), (4,), (4, 3), (3,))]
-    assert math.isnan(run.evaluate(env, weights, 199, 0.0, [1]))
-    assert run.evaluate(env, weights, 450, 0.0, [1]) == -200.0
+    settings = SimpleNamespace(seed=1, eval_steps=199, eval_epsilon=0.0)
+    assert math.isnan(run.evaluate(env, weights, settings, step=1))
+    settings.eval_steps = 450
+    assert run.evaluate(env, weights, settings, step=1) == -200.0
 
 
 def test_a_run_that_can_show_nothing_says_so(train, capsys):
-    train(seed=1, name="idle", **{**SMALL, "max_steps": 290, "eval_every": 290, "eval_steps": 50})
+    few = {**SMALL, "max_steps": 290, "eval_every": 290, "eval_steps": 50}
+    _, idle = train(seed=1, name="idle", **few)
     assert "warning: that evaluation completed no episode" in capsys.readouterr().out
-    settings = commands.training_settings({"max_steps": 290}, run.HYPERPARAMETERS, run.PRESETS)
-    commands.report(settings, Path("idle-log"), Progress(Episode(1, 1), step=290), 1.0)
-    assert "warning: nothing is learned before step 2000" in capsys.readouterr().out
+    report(idle)
+    assert "warning: nothing is learned before step 300" in capsys.readouterr().out
 
 
 def test_rewards_may_be_numpy_numbers(train, monkeypatch):
@@ -308,7 +304,7 @@ def test_a_run_leaves_its_files(small_run):
     log = folder / "small-log"
     files = sorted(path.name for path in log.iterdir() if "tfevents" not in path.name)
     snapshots = ["small-1200.h5", "small-600.h5", "small-best.h5"]
-    assert files == ["best", "config.json", *snapshots, "state.npz"]
+    assert files == ["config.json", "evaluations.csv", *snapshots, "state.npz"]
     assert set(events(log)) == SCALARS
     config = json.loads((log / "config.json").read_text())
     assert set(run.HYPERPARAMETERS) <= set(config)
@@ -389,8 +385,8 @@ def test_a_live_tensorboard_follows_a_running_training(tmp_path):
         cwd=tmp_path, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", ".", "--port", "0", "--bind_all",
-         "--reload_interval", "1"],
+        [sys.executable, "-m", "tensorboard.main", "--logdir", ".", "--port", "0",
+         "--host", "127.0.0.1", "--reload_interval", "1"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -1,0 +1,93 @@
+"""The Q network's weights in forms that are fast to compute with."""
+
+import numpy as np
+
+from harness.backend import keras, tf
+
+
+def q_function(weights, observations):
+    """Q values as `predict` gives them, in NumPy: 6 µs for one observation, TensorFlow needs 80.
+
+    Args:
+        weights: list of float32 arrays, the layers' kernels and biases.
+        observations: float32 array (n,) of one observation, or (batch, n).
+
+    Returns:
+        float32 array (n_actions,), or (batch, n_actions).
+    """
+    layer = observations
+    for kernel, bias in zip(weights[0:-2:2], weights[1:-2:2]):  # noqa: B905, strict costs time
+        layer = layer.dot(kernel)
+        layer += bias
+        np.maximum(layer, 0, out=layer)
+    return layer.dot(weights[-2]) + weights[-1]
+
+
+class FlatModel:
+    """A compiled Keras model whose weights are one flat variable: θ in the tutorial's equations.
+
+    A compiled step pays a few µs for each variable that it touches. The tutorial's network, its
+    target network and Adam's moments have 26, flattened they are 6.
+
+    Attributes:
+        keras_model: the keras.Model; its own weights stay as they are until `as_keras`.
+        theta: keras.Variable, float32 (number of weights,).
+        optimizer: the model's optimizer, made anew for `theta`.
+    """
+
+    def __init__(self, keras_model):
+        self.keras_model = keras_model
+        self.input_shape, self.output_shape = keras_model.input_shape, keras_model.output_shape
+        self.shapes = [tuple(weight.shape) for weight in keras_model.trainable_variables]
+        self.sizes = [int(np.prod(shape)) for shape in self.shapes]
+        self.theta = keras.Variable(np.zeros(sum(self.sizes), np.float32), name="theta")
+        # Keras clips the gradient of each kernel and bias by itself; so fit() does that.
+        config = {**keras_model.optimizer.get_config(), "clipnorm": None}
+        self.optimizer = type(keras_model.optimizer).from_config(config)
+        self.optimizer.build([self.theta])
+        self.set_weights(keras_model.get_weights())
+
+    def set_weights(self, weights):
+        """Take the weights from a list of arrays in the order of `keras_model.get_weights()`."""
+        self.theta.assign(np.concatenate([np.ravel(weight) for weight in weights]))
+
+    def get_weights(self):
+        """The weights as the list of arrays that `keras_model.set_weights()` takes."""
+        parts = np.split(self.theta.numpy(), np.cumsum(self.sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def as_keras(self):
+        """The Keras model, with these weights."""
+        self.keras_model.set_weights(self.get_weights())
+        return self.keras_model
+
+    def get_state(self):
+        """The weights and the optimizer's variables, as a dict of arrays."""
+        variables = [self.theta, *self.optimizer.variables]
+        return {str(number): variable.numpy() for number, variable in enumerate(variables)}
+
+    def set_state(self, state):
+        """Take over what `get_state` returned."""
+        for number, variable in enumerate([self.theta, *self.optimizer.variables]):
+            variable.assign(state[str(number)])
+
+    def __call__(self, inputs, weights=None):
+        """The model's output for `inputs`, with `weights` (by default its own)."""
+        return self.keras_model.stateless_call(weights or self._tensors(), [], inputs)[0]
+
+    def fit(self, inputs, targets):
+        """One step of the optimizer on a batch, as `model.fit` does; return the loss, a scalar."""
+        weights = self._tensors()
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            losses = keras.losses.get(self.keras_model.loss)(targets, self(inputs, weights))
+            loss = tf.reduce_mean(losses)
+        clipnorm = self.keras_model.optimizer.clipnorm
+        gradients = [tf.clip_by_norm(g, clipnorm) for g in tape.gradient(loss, weights)]
+        flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+        self.optimizer.apply([flat], [self.theta])
+        return loss
+
+    def _tensors(self):
+        parts = tf.split(tf.convert_to_tensor(self.theta.value), self.sizes)
+        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]

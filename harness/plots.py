@@ -1,0 +1,106 @@
+"""Pictures of what was learned, for TensorBoard: the value function and the policy.
+
+Matplotlib takes a third of a second to import, so import this module only to draw.
+"""
+
+import functools
+import io
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from harness.environments import action_names, observation_names
+
+# TensorBoard shows every picture 350 pixels wide and doesn't smooth when it scales: pictures of
+# another width would lose thin lines, such as minus signs.
+SIZE = 350, 260  # width and height in pixels
+DPI = 80  # makes Matplotlib's default fonts 11 and 13 pixels high
+PLOT = 70, 46, 184, 184  # left, bottom, width and height in pixels
+COLOUR_BAR = 262, 46, 13, 184
+GRID = 92  # the plots show GRID * GRID states, 2 * 2 pixels each
+MAX_BOUND = 1e6  # an observed number that can be larger, or infinite, makes no useful axis
+# Okabe and Ito's colours, which colour-blind people can tell apart, with grey instead of black.
+COLOURS = ["#0072b2", "#dddddd", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"]
+
+
+def draw_pictures(env, q_function):
+    """Draw the value function and the policy over all states of two observed numbers.
+
+    Args:
+        env: gym environment; its observation space gives the limits of the axes.
+        q_function: maps observations, float32 (batch, 2), to Q values, (batch, n_actions).
+
+    Returns:
+        dict of PNG files, bytes, of SIZE pixels: `value_function`, the largest Q value of each
+        state, and `policy`, the action that has it. Empty unless the environment has exactly two
+        observed numbers, both bounded, and all the Q values are finite.
+    """
+    low, high = np.float64([env.observation_space.low, env.observation_space.high])
+    if low.shape != (2,) or not ((low > -MAX_BOUND) & (low < high) & (high < MAX_BOUND)).all():
+        return {}
+    cells = low + (np.arange(GRID)[:, None] + 0.5) / GRID * (high - low)
+    states = np.stack(np.meshgrid(*cells.T), axis=-1, dtype=np.float32)
+    q_values = np.float64(q_function(states.reshape(-1, 2))).reshape(GRID, GRID, -1)
+    if not np.isfinite(q_values).all():
+        return {}
+    axes = (low[0], high[0], low[1], high[1]), tuple(observation_names(env))
+    value_plot = empty_plot("largest Q value", *axes)
+    policy_plot = empty_plot("greedy action", *axes, tuple(action_names(env)))
+    values = q_values.max(axis=-1)
+    levels = np.unique(np.linspace(values.min(), values.max(), 12))
+    return {
+        "value_function": png(*value_plot, values, levels),
+        "policy": png(*policy_plot, q_values.argmax(axis=-1)),
+    }
+
+
+@functools.lru_cache(maxsize=2)  # drawing text is slow, so later evaluations reuse both plots
+def empty_plot(title, extent, axis_names, actions=()):
+    """Draw what stays the same; returns the pixels, and the AxesImage that `png` fills."""
+    figure = Figure(np.divide(SIZE, DPI), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes(np.divide(PLOT, SIZE * 2), title=title)
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.yaxis.set_label_coords(-0.29, 0.5)
+    image = axes.imshow(np.zeros((GRID, GRID)), origin="lower", extent=extent, aspect="auto")
+    image.set_interpolation("nearest")  # by default, Matplotlib may blend neighbouring colours
+    axes.locator_params(nbins=5)
+    axes.ticklabel_format(scilimits=(-3, 4))  # longer numbers would run into the axis label
+    bar_axes = figure.add_axes(np.divide(COLOUR_BAR, SIZE * 2), animated=True)  # left to `png`
+    bar = figure.colorbar(image, bar_axes)
+    if actions:
+        image.set(cmap=action_colours(len(actions)), clim=(-0.5, len(actions) - 0.5))
+        ticks = range(0, len(actions), -(-len(actions) // 12))  # there is room for 12 names
+        bar.set_ticks(ticks, labels=[actions[tick] for tick in ticks])
+    canvas.draw()
+    return canvas.copy_from_bbox(figure.bbox), image
+
+
+def action_colours(n_actions):
+    """A colour map of `n_actions` colours."""
+    if n_actions > len(COLOURS):
+        return colormaps["viridis"].resampled(n_actions)
+    return ListedColormap(COLOURS[:n_actions])
+
+
+def png(pixels, image, values, levels=()):
+    """Fill a plot with (GRID, GRID) values and contour lines at `levels`; returns a PNG file."""
+    axes, bar_axes = image.figure.axes
+    image.set_data(values)
+    for contours in axes.collections:
+        contours.remove()
+    if len(levels):
+        image.set_clim(levels[0], levels[-1])
+    if len(levels) > 2:
+        style = {"colors": "black", "linestyles": "solid", "linewidths": 0.5}
+        axes.contour(values, levels[1:-1], origin="lower", extent=image.get_extent(), **style)
+    image.figure.canvas.restore_region(pixels)
+    for artist in (image, *axes.collections, *axes.spines.values(), bar_axes):
+        axes.draw_artist(artist)
+    content = io.BytesIO()
+    imsave(content, image.figure.canvas.buffer_rgba(), format="png")
+    return content.getvalue()

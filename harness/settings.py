@@ -1,0 +1,154 @@
+"""From the flags that were given to the settings of a run, checked before anything starts."""
+
+import secrets
+import shlex
+import sys
+from argparse import ArgumentTypeError, Namespace
+from itertools import pairwise
+
+import psutil
+
+from harness.arguments import as_text, flag, parse_change, parse_seed, parse_threads
+from harness.environments import ENVIRONMENT, make_environment
+from harness.errors import UsageError
+from harness.snapshot_reader import MOST_LAYERS, MOST_WEIGHTS
+
+EPISODES = 100
+WATCHING = {"model", "view", "eval", "gif", "images", "force", "episodes"}
+PLAYING = {*WATCHING, "env", "set", "seed"}
+RESUMING = {"resume", "env", "set", "seed", "threads", "preset"}
+TRAINING = {"model", "train", "name", "env", "set", "seed", "threads", "preset"}
+
+
+def refuse_others(given, flags, purpose):
+    """Raise UsageError if a flag was given that does nothing for this purpose."""
+    for name in given:
+        if name in WATCHING - flags and "model" not in given:
+            raise UsageError(f"{flag(name)} needs a policy to play: --model X.h5")
+        if name not in flags:
+            raise UsageError(f"{flag(name)} does nothing {purpose}; leave it out")
+
+
+def playing_settings(given):
+    """The settings for playing a policy, a Namespace; `episodes`, `env`, `set`, `seed` filled in.
+
+    Raises:
+        UsageError: if a flag does nothing here, or two contradict each other.
+    """
+    refuse_others(given, PLAYING, "when a policy is played")
+    if "view" in given and "eval" in given:
+        raise UsageError("--view opens a window, --eval doesn't; choose one")
+    few = "gif" in given or "images" in given
+    defaults = {
+        "env": ENVIRONMENT,
+        "set": (),
+        "seed": new_seed(),
+        "episodes": 1 if few else EPISODES,
+    }
+    settings = Namespace(**{**defaults, **given})
+    settings.set = dict(settings.set)
+    return settings
+
+
+def training_settings(given, hyperparameters, presets):
+    """A new run's settings, a Namespace: the flags over the preset over the defaults.
+
+    Raises:
+        UsageError: if a flag does nothing here, or the values don't fit each other.
+    """
+    refuse_others(given, {*TRAINING, *hyperparameters}, "when a policy is trained")
+    defaults = {name: row.default for name, row in hyperparameters.items()}
+    defaults |= {"env": ENVIRONMENT, "set": (), "threads": 1, "name": None, "preset": "tutorial"}
+    defaults |= {"seed": new_seed(), "command": shlex.join(["python", *sys.argv])}
+    preset = presets[given.get("preset", "tutorial")]
+    settings = Namespace(**{**defaults, **preset, **given})
+    settings.set = dict(settings.set)
+    check_fit(settings)
+    return settings
+
+
+def resumed_settings(given, state, hyperparameters):
+    """A resumed run's settings: those it had, except for more steps and other threads.
+
+    Raises:
+        UsageError: if another flag differs from what the run had, or the settings can't be this
+            program's own.
+    """
+    saved = state["settings"]
+    if not {"env", "set", "seed", "threads", "preset", "command", *hyperparameters} <= saved.keys():
+        raise UsageError("--resume: the state is of another version of this program")
+    settings = Namespace(**{**saved, **_read_again(saved, hyperparameters)})
+    given = {name: dict(value) if name == "set" else value for name, value in given.items()}
+    for name in given.keys() - {"resume"}:
+        if name in ("max_steps", "threads"):
+            setattr(settings, name, given[name])
+        elif given[name] != getattr(settings, name):
+            raise UsageError(
+                f"{flag(name)}: the run was started with {as_text(getattr(settings, name))} and "
+                f"goes on with it, not with {as_text(given[name])}"
+            )
+    if ":" in settings.env and "env" not in given:  # gym would import what precedes the colon
+        raise UsageError(
+            f"--resume: the run's environment is code; --env {settings.env!r} allows it"
+        )
+    if state["progress"].step >= settings.max_steps:
+        raise UsageError(
+            f"--resume: the run is finished at step {state['progress'].step}; "
+            "--max-steps may be raised"
+        )
+    check_fit(settings)
+    return settings
+
+
+def _read_again(saved, hyperparameters):
+    """The settings of a state, which anyone may have written, through the flags' own checks."""
+    parsers = {name: row.parse for name, row in hyperparameters.items()}
+    parsers |= {"seed": parse_seed, "threads": parse_threads, "env": str, "command": str}
+    try:
+        settings = {name: parse(as_text(saved[name])) for name, parse in parsers.items()}
+        changes = [parse_change(f"{name}={value}") for name, value in saved["set"].items()]
+        return {**settings, "set": dict(changes)}
+    except (ArgumentTypeError, AttributeError) as error:
+        raise UsageError(f"--resume: the state's settings aren't possible: {error}") from None
+
+
+def check_fit(settings):
+    """Raise UsageError if the settings don't fit each other, or this machine."""
+    env = make_environment(settings.env, settings.set)
+    if settings.batch_size > settings.buffer_size:
+        raise UsageError(
+            f"--batch-size: expected no more than the --buffer-size of {settings.buffer_size}, "
+            f"not {settings.batch_size}"
+        )
+    for name in ("train_start", "eval_every"):
+        if 0 < getattr(settings, name) < settings.n_step:
+            raise UsageError(
+                f"{flag(name)}: expected at least the --n-step of {settings.n_step}, before which "
+                f"no transition is complete, not {getattr(settings, name)}"
+            )
+    observed = env.observation_space.shape[0]
+    widths = [observed, *settings.hidden, int(env.action_space.n)]
+    weights = sum((one + 1) * next_one for one, next_one in pairwise(widths))
+    if len(settings.hidden) >= MOST_LAYERS or weights > MOST_WEIGHTS:
+        raise UsageError(
+            f"--hidden: these {len(settings.hidden)} layers have {weights:,} weights; at most "
+            f"{MOST_LAYERS - 1} layers and {MOST_WEIGHTS:,} weights are supported"
+        )
+    # A transition is two observations, an action, a reward and a discount, in float32.
+    gigabytes = settings.buffer_size * (2 * observed + 3) * 4 / 2**30
+    free = psutil.virtual_memory().available / 2**30
+    if gigabytes > free:
+        raise UsageError(
+            f"--buffer-size: {settings.buffer_size} transitions take {gigabytes:.1f} GB, "
+            f"{free:.1f} GB are free"
+        )
+
+
+def new_seed():
+    """A seed for a run that was given none."""
+    return secrets.randbelow(2**31)
+
+
+def plain(settings):
+    """Settings as a dict that JSON can hold."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(settings).items()}

@@ -1,0 +1,102 @@
+"""The `.h5` snapshots: written whole, and read so that a malicious one can do no harm."""
+
+import io
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.errors import UsageError, reason
+from harness.snapshot_reader import read_arrays
+from harness.terminal import log
+from harness.whole_files import unseal, write_sealed
+
+READER = Path(__file__).with_name("snapshot_reader.py")
+READER_SECONDS = 60
+MOST_BYTES = 1 << 30
+
+
+def save_snapshot(path, keras_model):
+    """Save a Keras model as `.h5`, with a checksum after HDF5's own end of the file.
+
+    HDF5 writes to memory, since a full disk would make it crash the process. `keras_model.save`
+    takes nothing but a path, so this calls the function that it calls.
+    """
+    import h5py
+    from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        save_model_to_hdf5(keras_model, file, include_optimizer=False)
+    write_sealed(path, content.getbuffer())
+    log(f"Saved {path}")
+
+
+def load_weights(path, env):
+    """Read the weights of a snapshot, whichever Keras wrote it, and nothing else of it.
+
+    The file may come from anyone, and HDF5's own code isn't safe against a malicious one. So a
+    process with little memory and time reads it, and passes on the plain numbers.
+
+    Returns:
+        list of float32 arrays, a kernel and a bias for each Dense layer, from the input on.
+
+    Raises:
+        UsageError: if the file can't be read, isn't a snapshot of a Q network, or not of one for
+            the environment `env`.
+    """
+    try:
+        content = read_content(path)
+        reader = subprocess.run(
+            [sys.executable, "-I", READER],
+            input=content,
+            capture_output=True,
+            timeout=READER_SECONDS,
+            check=False,
+            # Ctrl-C is for this process; and threads would count as memory.
+            start_new_session=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"can't use {path}: reading it took over {READER_SECONDS} s") from None
+    except (OSError, MemoryError) as error:
+        raise UsageError(f"can't use {path}: {reason(error).lower()}") from None
+    except ValueError as error:
+        raise UsageError(f"can't use {path}: {error}") from None
+    if reader.returncode:
+        lines = reader.stderr.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if reader.returncode == 2 and lines else "HDF5 can't read it"
+        why = "".join(c if c.isprintable() else "?" for c in why[:200])
+        raise UsageError(f"can't use {path}: {why}")
+    weights = read_arrays(reader.stdout)
+    found = len(weights[0]), len(weights[-1])
+    expected = env.observation_space.shape[0], env.action_space.n
+    if found != expected:
+        raise UsageError(
+            f"can't use {path}: it is for {found[0]} observed numbers and {found[1]} actions, "
+            f"{env.spec.id} has {expected[0]} and {expected[1]}; is --env right?"
+        )
+    return weights
+
+
+def read_content(path):
+    """The bytes of an HDF5 file, its checksum verified; ValueError or OSError if it isn't one."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it isn't a file")
+        if not status.st_size:
+            raise ValueError("the file is empty")
+        if status.st_size > MOST_BYTES:
+            raise ValueError("the file is larger than any snapshot")
+        data = file.read(MOST_BYTES)
+    if not data.startswith(b"\x89HDF\r\n\x1a\n"):
+        raise ValueError("it isn't an HDF5 file; expected a snapshot such as NAME-200000.h5")
+    content = unseal(data)
+    return data if content is None else content
+
+
+def _open_at_once(path, flags):
+    # A pipe without a writer would be waited for.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,189 @@
+"""Watching an agent: in gym's window, as an animated GIF, as PNG frames, or in numbers only."""
+
+import contextlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from harness.environments import action_names, make_environment
+from harness.errors import UsageError, reason
+from harness.terminal import ProgressBar, log
+from harness.whole_files import write_file
+
+GIF_COLOURS = 16
+GIF_FRAME_MS, GIF_PAUSE_MS = 30, 1500
+
+
+class EndOfWatching(Exception):  # noqa: N818, it isn't an error
+    """Ctrl-C, or a closed window."""
+
+
+@contextlib.contextmanager
+def window():
+    """Keep the title of gym's window up to date; its close button, Escape and q end watching."""
+    import pygame
+
+    # SDL's own error names no remedy, and without a display it may pick a hidden driver.
+    hidden = ("dummy", "offscreen")
+    with contextlib.suppress(pygame.error):
+        pygame.display.init()
+    visible = pygame.display.get_init() and pygame.display.get_driver() not in hidden
+    if not visible and os.environ.get("SDL_VIDEODRIVER") not in hidden:
+        raise UsageError(
+            "there is no display to open a window on; try --gif FILE, --images, or, "
+            "for a trained policy, --eval"
+        )
+
+    def draw(env):
+        title = f"{env.env.spec.id}: episode {env.episode}, return {env.episode_return:g}"
+        if env.action is not None:
+            title += f", {action_names(env.env)[env.action]}"
+        pygame.display.set_caption(title)
+        for event in pygame.event.get():
+            key = event.type == pygame.KEYDOWN and event.key
+            if event.type == pygame.QUIT or key in (pygame.K_ESCAPE, pygame.K_q):
+                raise EndOfWatching
+
+    yield draw
+
+
+@contextlib.contextmanager
+def writing(flag, path):
+    """Report a failure to write `path` as a UsageError."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise UsageError(f"{flag}: can't write {path}: {reason(error)}") from None
+
+
+@contextlib.contextmanager
+def gif_file(name, force):
+    """Write an animated GIF that loops, with a pause at the end of each episode."""
+    path, frames, milliseconds, palette = Path(name), [], [], None
+    with writing("--gif", path):
+        if path.suffix.lower() != ".gif":
+            raise UsageError(f"--gif: expected a file name that ends in .gif, not {name!r}")
+        if not path.parent.is_dir():
+            raise UsageError(f"--gif: there is no folder {path.parent}")
+        if path.is_dir():
+            raise UsageError(f"--gif: {path} is a folder")
+        if path.exists() and not force:
+            raise UsageError(f"--gif: {path} exists already; --force overwrites it")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError("Permission denied")
+
+    def draw(env):
+        nonlocal palette
+        picture = Image.fromarray(env.env.render())
+        # One palette for all: what doesn't move stays the same, and takes no room in the file.
+        palette = palette or picture.quantize(GIF_COLOURS, Image.Quantize.MAXCOVERAGE)
+        frames.append(picture.quantize(palette=palette, dither=Image.Dither.NONE))
+        milliseconds.append(GIF_PAUSE_MS if env.ended else GIF_FRAME_MS)
+
+    yield draw
+    options = {"save_all": True, "append_images": frames[1:], "loop": 0, "optimize": True}
+    with writing("--gif", path):
+        write_file(path, lambda part: frames[0].save(part, duration=milliseconds, **options))
+    log(f"Saved {path}")
+
+
+@contextlib.contextmanager
+def png_files(episodes, force):
+    """Write PNG frames EPISODE_STEP.png into the current folder, in place of earlier ones."""
+    names = [re.fullmatch(r"([1-9]\d*)_\d{6,}\.png", path.name) for path in Path().glob("*.png")]
+    earlier = {Path(name[0]) for name in names if name and int(name[1]) <= episodes}
+    if earlier and not force:
+        raise UsageError(f"--images: {min(earlier)} exists already; --force overwrites it")
+    saved = []
+
+    def draw(env):
+        saved.append(Path(f"{env.episode}_{env.step_number:06}.png"))
+        with writing("--images", saved[-1]):
+            Image.fromarray(env.env.render()).save(saved[-1])
+
+    yield draw
+    for path in earlier.difference(saved):
+        with writing("--images", path):
+            path.unlink()
+    log(f"Saved {len(saved)} frames")
+
+
+class WatchedEnvironment:
+    """A gym environment that draws every step and prints the return of every episode.
+
+    `returns` lists those of the completed episodes; the other attributes describe the running one.
+    """
+
+    def __init__(self, env, draw, bar, stop, seed):
+        self.env, self.draw, self.bar, self.stop = env, draw, bar, stop
+        self.rng = np.random.default_rng(seed)
+        self.action_space = env.action_space
+        self.action_space.seed(seed)
+        self.episode, self.returns = 0, []
+
+    def reset(self):
+        """Begin the next episode, with a seed of its own; return what gym's `reset` does."""
+        result = self.env.reset(seed=int(self.rng.integers(2**31)))
+        self.episode, self.step_number, self.episode_return = self.episode + 1, 0, 0.0
+        self.action, self.ended = None, False
+        self.draw(self)
+        return result
+
+    def step(self, action):
+        """Take one step; return what gym's `step` does."""
+        result = _, reward, terminated, truncated, _ = self.env.step(action)
+        self.action, self.ended = action, terminated or truncated
+        self.step_number += 1
+        self.episode_return += float(reward)
+        if self.ended:
+            self.returns.append(self.episode_return)
+            log(f"episode {self.episode} return {self.episode_return:.1f}")
+            self.bar.reach(self.episode)
+        self.draw(self)
+        if self.stop.number:
+            raise EndOfWatching
+        return result
+
+
+@contextlib.contextmanager
+def watching(settings, stop):
+    """Yield a WatchedEnvironment; Ctrl-C or closing the window ends the `with` without an error.
+
+    Args:
+        settings: Namespace of `env`, `episodes`, and those of `seed`, `set`, `force`, `gif`,
+            `images` and `eval` that were given; without the last three, a window opens.
+        stop: StopSignal.
+
+    Raises:
+        UsageError: if there is no display for a window, or a picture can't be written.
+    """
+    given = vars(settings)
+    gif, images, force = given.get("gif"), given.get("images"), given.get("force")
+    if gif is not None and images:
+        raise UsageError("--gif and --images exclude each other; choose one")
+    if gif is not None:
+        render_mode, drawing = "rgb_array", gif_file(gif, force)
+    elif images:
+        render_mode, drawing = "rgb_array", png_files(settings.episodes, force)
+    elif given.get("eval"):
+        render_mode, drawing = None, contextlib.nullcontext(lambda env: None)
+    else:
+        render_mode, drawing = "human", window()
+    os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # gym starts pygame's sound, too
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # else SDL complains
+    if render_mode != "human":
+        os.environ["SDL_VIDEODRIVER"] = "dummy"
+    with drawing as draw, ProgressBar(settings.episodes, "episodes", delay=1, leave=False) as bar:
+        env = make_environment(settings.env, given.get("set"), render_mode)
+        if render_mode and not {render_mode, "rgb_array"} & {*env.metadata.get("render_modes", ())}:
+            raise UsageError(f"--env {settings.env}: this environment can't be drawn")
+        watched = WatchedEnvironment(env, draw, bar, stop, given.get("seed"))
+        with contextlib.closing(env), contextlib.suppress(EndOfWatching):
+            yield watched
+    returns = watched.returns
+    log(f"episode_return_avg {np.mean(returns):.3f}" if returns else "no episode was completed")

@@ -1,0 +1,85 @@
+"""Files that are written whole or not at all, some of them with a checksum."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from harness.errors import reason
+from harness.terminal import log
+
+SEAL = b"\nsha256 "  # and 64 digits: after the content, where HDF5 and zip readers don't look
+SEAL_LENGTH = len(SEAL) + 64 + 1
+
+
+def write_file(path, write):
+    """Write a file whole or not at all: beside its name, flushed to disk, then renamed.
+
+    Args:
+        path: Path of the file, replaced if it exists.
+        write: function that is given a temporary path of the same suffix and writes there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name itself must reach the disk too
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path, text):
+    """Write a text file, whole or not at all."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path, values):
+    """Write a dict as JSON, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_sealed(path, content):
+    """Write bytes with their checksum after them, whole or not at all."""
+
+    def write(temporary):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.write(seal(content))
+
+    write_file(path, write)
+
+
+def seal(content):
+    """The bytes that `write_sealed` appends to `content`: its SHA-256."""
+    return SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def unseal(data):
+    """The content of sealed `data`, or None if it isn't sealed; ValueError if it is damaged."""
+    content, end = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
+    if not end.startswith(SEAL):
+        return None
+    if end != seal(content):
+        raise ValueError("the file is damaged: its checksum doesn't match")
+    return content
+
+
+def attempt(save, path, *arguments):
+    """Call `save(path, *arguments)`; return whether it worked, and warn if it didn't.
+
+    A full disk or a folder that is gone must not end a training: the next snapshot tries again.
+    """
+    try:
+        save(path, *arguments)
+        return True
+    except (OSError, MemoryError) as error:
+        log(f"warning: can't write {path}: {reason(error)}; training goes on")
+        return False

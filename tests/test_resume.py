@@ -1,0 +1,176 @@
+"""`--resume`: what it refuses, and what a state that someone has altered can't do."""
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import NeverStop, one_line
+from forked import EVERYTHING
+
+import run
+from harness.log_folder import locked
+from harness.state import STATE_FILE, VERSION
+from harness.whole_files import seal
+
+
+def resume_error(folder, capsys, *flags):
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run.main(["--resume", str(folder), *flags], NeverStop()) == 2
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return one_line(capsys)
+
+
+@pytest.fixture
+def folder(unbroken, tmp_path):
+    """A copy of a finished run."""
+    return shutil.copytree(unbroken(EVERYTHING), tmp_path / "whole-log")
+
+
+def rewrite(path, change):
+    """Change a state file, and seal it again as one who means harm would."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    document = json.loads(arrays.pop("json").tobytes())
+    change(document, arrays)
+    arrays["json"] = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    np.savez(path, **arrays)
+    path.write_bytes(path.read_bytes() + seal(path.read_bytes()))
+
+
+def test_a_finished_run_is_not_resumed(folder, capsys):
+    error = resume_error(folder, capsys)
+    assert "--resume: the run is finished at step 400; --max-steps may be raised" in error
+
+
+def test_conflicting_flags_are_refused(folder, capsys):
+    conflicts = ("--gamma", "0.5"), ("--seed", "2"), ("--env", "CartPole-v1"), ("--hidden", "8")
+    for flags in conflicts:
+        assert flags[0] in resume_error(folder, capsys, *flags)
+
+
+def test_equal_flags_are_accepted(folder, capsys):
+    flags = "--seed", "1", "--hidden", "8,8", "--env", "MountainCar-v0", "--n-step", "3"
+    assert "finished" in resume_error(folder, capsys, *flags)
+
+
+def test_a_folder_without_state_is_refused(tmp_path, capsys):
+    assert "no such file" in resume_error(tmp_path, capsys)
+    assert "no such file" in resume_error(tmp_path / "nothing", capsys)
+
+
+def test_a_state_that_is_no_file_is_refused(tmp_path, capsys):
+    os.mkfifo(tmp_path / STATE_FILE)
+    assert run.main(["--resume", str(tmp_path)], NeverStop()) == 2
+    assert "isn't a file" in one_line(capsys)
+
+
+def test_a_state_of_another_version_is_refused(folder, capsys):
+    def change(document, arrays):
+        document["version"] += 1
+
+    rewrite(folder / STATE_FILE, change)
+    assert "another version" in resume_error(folder, capsys)
+
+    def forget(document, arrays):
+        document["version"] = VERSION
+        del document["settings"]["n_step"]
+
+    rewrite(folder / STATE_FILE, forget)
+    assert "another version" in resume_error(folder, capsys)
+
+
+def test_a_damaged_state_is_refused(folder, capsys):
+    path = folder / STATE_FILE
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert "the file isn't whole" in resume_error(folder, capsys)
+    path.write_bytes(data[:100] + b"?" + data[101:])
+    assert "the file is damaged" in resume_error(folder, capsys)
+
+
+def test_a_state_made_to_do_harm_is_refused(folder, capsys):
+    path = folder / STATE_FILE
+    good = path.read_bytes()
+    marker = folder / "executed"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+
+    class Harm:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    def imported(document, arrays):
+        document["settings"]["env"] = "whole-log.evil:Car-v0"
+
+    def pickled(document, arrays):
+        arrays["q_values"] = np.array([Harm()])
+
+    def strange(document, arrays):
+        document["progress"] = [1]
+
+    for change in imported, pickled, strange:
+        path.write_bytes(good)
+        rewrite(path, change)
+        resume_error(folder, capsys, "--max-steps", "500")
+    with np.load(path) as file:
+        np.savez_compressed(path, **file)  # could be a bomb
+    path.write_bytes(path.read_bytes() + seal(path.read_bytes()))
+    assert "isn't a state" in resume_error(folder, capsys)
+    path.write_bytes(seal(b""))
+    resume_error(folder, capsys)
+    assert not marker.exists()
+
+
+def test_a_state_of_impossible_settings_is_refused(folder, capsys):
+    path = folder / STATE_FILE
+    good = path.read_bytes()
+    for name in (*run.HYPERPARAMETERS, "seed", "threads", "env", "set"):
+        for value in (None, "x", -1, 10**30, math.nan, {"x": "y"}, [1.5, "x"]):
+            path.write_bytes(good)
+            rewrite(path, lambda document, _: document["settings"].update({name: value}))  # noqa: B023
+            resume_error(folder, capsys, "--max-steps", "500")
+    for part, value in itertools.product(("settings", "progress"), ([], None, "x", 1.5)):
+        path.write_bytes(good)
+        rewrite(path, lambda document, _: document.update({part: value}))  # noqa: B023
+        assert "isn't a state" in resume_error(folder, capsys, "--max-steps", "500")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.0", lambda array: array[:-1]),
+        ("q_values", lambda array: array[:0]),
+        ("replay_buffer.next_row", lambda array: array + 10**6),
+        ("replay_buffer.pending_rewards", lambda array: np.zeros(1000)),
+        ("progress", lambda progress: {**progress, "step": True}),
+        ("progress", lambda progress: {**progress, "evaluations": [[1, 2], "x"]}),
+        ("progress", lambda progress: {**progress, "episode": {**progress["episode"], "seed": -1}}),
+        (
+            "progress",
+            lambda progress: {**progress, "episode": {**progress["episode"], "actions": ["x"]}},
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_its_settings_is_refused(forks, folder, name, change):
+    def rewritten(document, arrays):
+        part = arrays if name in arrays else document
+        part[name] = change(part[name])
+
+    rewrite(folder / STATE_FILE, rewritten)
+    training = forks.run(folder.parent, "--resume whole-log --max-steps 500")
+    assert training.status == 2
+    assert re.fullmatch(
+        r"run.py: error: --resume: (the state doesn't fit its own settings|.* isn't a state .*)\n",
+        training.output,
+    )
+
+
+def test_two_processes_do_not_train_in_one_folder(folder, capsys):
+    with locked(folder):
+        error = resume_error(folder, capsys, "--max-steps", "500")
+    assert "another process is training in" in error

@@ -1,0 +1,249 @@
+import contextlib
+import math
+import os
+import pty
+
+import pytest
+
+pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness.sweeps.grid import Trial
+from harness.sweeps.results import interval, last_line, make_row, save_results, summarise
+from harness.sweeps.tables import draw_curves, report, summary_table
+
+
+def trial(configuration="--gamma 0.9", seed=0, solved_from=-110.0):
+    name = f"{configuration.replace(' ', '-').strip('-')}-seed-{seed}"
+    return Trial(name, configuration, {"gamma": "0.9"}, solved_from, seed, job={})
+
+
+def leave(folder, trial, *averages, finished=True):
+    """Leave in the sweep's folder what a run does, that has an evaluation every 100 steps."""
+    log_folder = folder / f"{trial.name}-log"
+    log_folder.mkdir()
+    rows = [f"{100 * i},{i},{average},-56.0,{2.0 * i}" for i, average in enumerate(averages, 1)]
+    header = "step,episode,episode_return_avg,avg_max_q_value,seconds"
+    (log_folder / "evaluations.csv").write_text("\n".join([header, *rows]) + "\n")
+    if finished:
+        (log_folder / "finished").touch()
+
+
+@pytest.fixture
+def row(tmp_path):
+    """Gives the row of a run with the given evaluations; it has a folder of its own."""
+
+    def row(*averages, failed=False, solved_from=-110.0, **options):
+        seed = len(list(tmp_path.iterdir()))
+        one = trial(seed=seed, solved_from=solved_from)
+        leave(tmp_path, one, *averages, **options)
+        return make_row(tmp_path, one, failed)
+
+    return row
+
+
+# Rows
+
+
+def test_a_finished_trials_row(row):
+    assert row(-150, -105, -108) == {
+        "configuration": "--gamma 0.9",
+        "gamma": "0.9",
+        "seed": 0,
+        "status": "finished",
+        "step": 300,
+        "episode_return_avg": -108.0,
+        "best": -105.0,
+        "solved": True,
+        "first_solved_step": 200,
+        "seconds": 6.0,
+        "steps_per_second": 50.0,
+        "folder": "gamma-0.9-seed-0-log",
+    }
+
+
+def test_solved_is_judged_by_the_last_evaluation(row):
+    lapsed, late = row(-150, -105, -110.001), row(-150, -150, -110)
+    assert (lapsed["solved"], lapsed["first_solved_step"]) == (False, 200)
+    assert (late["solved"], late["first_solved_step"]) == (True, 300)
+
+
+def test_an_environment_without_a_threshold_is_never_solved(row):
+    assert not row(1000, solved_from=None)["solved"]
+
+
+def test_a_stopped_trials_row_is_unfinished_and_not_judged(row):
+    stopped = row(-150, -105, finished=False)
+    assert (stopped["status"], stopped["step"], stopped["best"]) == ("unfinished", 200, -105)
+    assert not stopped["solved"] and math.isnan(stopped["episode_return_avg"])
+
+
+def test_a_trial_that_has_not_started_is_unfinished(tmp_path):
+    assert make_row(tmp_path, trial())["status"] == "unfinished"
+    assert last_line(tmp_path, trial().name) == "nothing"
+
+
+def test_a_trial_that_failed_without_an_evaluation_has_a_row(row):
+    failed = row(failed=True, finished=False)
+    assert (failed["status"], failed["solved"]) == ("failed", False)
+
+
+# Statistics
+
+
+@pytest.fixture
+def summary(row):
+    """Gives the statistics of runs with the given last evaluations."""
+
+    def summary(*finals, failed=0, before=(-150, -109)):
+        rows = [row(*before, final) for final in finals]
+        rows += [row(*before, failed=True, finished=False) for _ in range(failed)]
+        return summarise(pd.DataFrame(rows))
+
+    return summary
+
+
+def test_the_summary_by_hand(summary):
+    finals = [-100, -101, -102, -103, -104, -106, -111, -200]
+    found = summary(*finals)
+    assert found["interquartile_mean"] == pytest.approx((-102 - 103 - 104 - 106) / 4)
+    assert found["mean"] == pytest.approx(-927 / 8)
+    deviation = math.sqrt(sum((final + 927 / 8) ** 2 for final in finals) / 7)
+    assert found["standard_deviation"] == pytest.approx(deviation)
+    assert (found["runs"], found["failed"], found["solved"]) == (8, 0, 6 / 8)
+    assert (found["median_first_solved_step"], found["seconds"]) == (200, 6.0)
+    assert -155 < found["interval_low"] < found["interquartile_mean"]
+    assert found["interquartile_mean"] < found["interval_high"] < -100
+
+
+def test_the_share_solved_has_its_exact_interval(summary):
+    all_of_5 = summary(*[-100] * 5)
+    assert (all_of_5["solved"], all_of_5["solved_high"]) == (1, 1)
+    assert all_of_5["solved_low"] == pytest.approx(0.025 ** (1 / 5))  # five successes: 2.5 %
+
+
+def test_the_interval_of_equal_runs_is_a_point_and_one_run_has_none(summary):
+    equal, alone = summary(-103, -103, -103), summary(-103)
+    assert (equal["interval_low"], equal["interval_high"]) == (-103, -103)
+    assert alone["interquartile_mean"] == -103
+    assert math.isnan(alone["interval_low"]) and math.isnan(alone["standard_deviation"])
+
+
+def test_the_interval_is_always_the_same():
+    values = np.random.default_rng(0).normal(size=20)
+    assert interval(values, np.mean) == interval(values, np.mean)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    values = np.random.default_rng(0).normal(size=(20, 60))
+    low, high = interval(values, np.mean)
+    assert 0.85 <= np.mean((low < 0) & (high > 0)) <= 0.99
+
+
+def test_a_failed_run_counts_as_not_solved_and_is_in_no_mean(summary):
+    found = summary(-103, -103, -103, failed=1)
+    assert (found["runs"], found["failed"], found["solved"]) == (3, 1, 0.75)
+    assert found["mean"] == -103
+
+
+def test_a_run_without_a_completed_episode_leaves_no_mean(summary):
+    assert math.isnan(summary(-103, math.nan)["mean"])
+
+
+def test_the_median_run_that_never_solved_it_says_so(summary):
+    assert summary(-150, -150, -150, before=())["median_first_solved_step"] == math.inf
+
+
+# Files and tables
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sweep's folder: two configurations of three trials, of which the last has failed."""
+    trials = [trial(c, seed) for c in ("--preset tutorial", "--preset tuned") for seed in range(3)]
+    for number, one in enumerate(trials):
+        leave(tmp_path, one, -180, -150, -100 - number, finished=number < 5)
+    rows = {one.name: make_row(tmp_path, one) for one in trials[:-1]}
+    rows[trials[-1].name] = make_row(tmp_path, trials[-1], failed=True)
+    return tmp_path, trials, rows
+
+
+def test_results_and_summary_are_ready_for_pandas(folder):
+    save_results(*folder)
+    results = pd.read_csv(folder[0] / "results.csv")
+    assert list(results["status"]) == ["finished"] * 5 + ["failed"]
+    assert list(results["episode_return_avg"][:5]) == [-100, -101, -102, -103, -104]
+    assert results["episode_return_avg"].isna()[5]
+    assert list(results["gamma"]) == [0.9] * 6
+    summary = pd.read_csv(folder[0] / "summary.csv")
+    assert list(summary["configuration"]) == ["--preset tutorial", "--preset tuned"]
+    assert list(summary["solved"]) == pytest.approx([1, 2 / 3])
+    assert list(summary["gamma"]) == [0.9, 0.9]
+
+
+def test_the_evaluations_of_all_trials_are_one_tidy_table(folder):
+    save_results(*folder)
+    evaluations = pd.read_csv(folder[0] / "evaluations.csv")
+    assert list(evaluations) == ["configuration", "seed", "step", "episode_return_avg"]
+    assert len(evaluations) == 6 * 3
+    assert list(evaluations.iloc[5]) == ["--preset tutorial", 1, 300, -101]
+
+
+def test_the_report_shows_every_configuration_that_has_finished_runs(folder, capsys):
+    path, trials, rows = folder
+    waiting = trial("--preset waiting")
+    report(path, [*trials, waiting], {**rows, waiting.name: make_row(path, waiting)})
+    printed = capsys.readouterr().out
+    for text in ("3 of 3", "2 of 3", "[9, 99] %", "1 failed", "-101.0", "± 1.0"):
+        assert text in printed
+    assert "waiting" not in printed
+    assert (path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_narrow_terminal_wraps_configurations_and_cuts_no_figures(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    label = "--preset tuned --learning-rate 0.0005 --target-update-every 1000000"
+    figures = {"runs": 100, "failed": 0, "solved": 0.5, "solved_low": 0.4, "solved_high": 0.6}
+    figures |= {"interquartile_mean": -123.34, "interval_low": -151.8, "interval_high": -111.9}
+    figures |= {"mean": -135.67, "standard_deviation": 37.24, "seconds": 1042.6}
+    summary = pd.DataFrame([{"configuration": label, **figures, "median_first_solved_step": 2e5}])
+    shown = summary_table(summary)
+    assert max(map(len, shown.splitlines())) <= 80
+    for text in ("50 of 100", "[40, 60] %", "-123.3", "[-151.8, -111.9]", "-135.7", "± 37.2"):
+        assert text in shown
+    assert shown.splitlines()[3].endswith("200000  1042.6")
+    assert all(word in shown for word in label.split())
+
+
+def test_a_run_that_ended_early_keeps_its_last_evaluation_in_the_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    rows = [("c", 0, 1000, -200), ("c", 1, 1000, -150), ("c", 0, 2000, -110)]
+    evaluations = pd.DataFrame(
+        rows, columns=["configuration", "seed", "step", "episode_return_avg"]
+    )
+    with contextlib.suppress(FileNotFoundError):  # nothing is written
+        draw_curves(tmp_path / "curves.png", evaluations)
+    (line,) = figures[0].axes[0].lines
+    assert line.get_label() == "c (n = 2)"
+    assert line.get_xydata().tolist() == [[1000, -175], [2000, -130]]
+
+
+def test_the_report_outlives_its_terminal(folder):
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    with contextlib.suppress(OSError), open(theirs, "w") as screen:
+        with contextlib.redirect_stdout(screen):
+            report(*folder)
+        (folder[0] / "survived").touch()
+    assert (folder[0] / "survived").exists()
+
+
+def test_an_interrupted_sweep_without_a_finished_run_shows_no_table(tmp_path, capsys):
+    one = trial()
+    report(tmp_path, [one], {one.name: make_row(tmp_path, one)})
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "learning_curves.png").exists()

@@ -1,0 +1,80 @@
+"""What a terminal of 80 columns and a pipe get to see."""
+
+import contextlib
+import os
+import pty
+import re
+import select
+import termios
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+from conftest import SHORT
+from test_viewer import play
+
+import run
+from harness.environments import make_environment
+
+
+@contextlib.contextmanager
+def terminal():
+    """Standard output and error go to a pseudo-terminal of 80 columns; yields its bytes."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    written = []
+
+    def read():
+        while select.select([master], [], [], 30)[0]:
+            data = os.read(master, 65536)
+            written.append(data)
+            if data.endswith(b"\0"):
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(slave, "w", closefd=False) as screen:
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            yield written
+        screen.write("\0")
+    reader.join()
+    os.close(slave)
+    os.close(master)
+
+
+def test_a_terminal_shows_a_bar_below_the_log_lines(here):
+    with terminal() as written:
+        assert run.main([*SHORT.split(), "--name", "bar"]) == 0
+    text = b"".join(written).decode()
+    last = [part for part in re.split(r"[\r\n]", text) if "2500/2500" in part][-1]
+    pattern = r".*\| 2500/2500, +[\d.]+ steps/s, 00:00 left, return -200.0, evaluation -200.0 *"
+    assert re.fullmatch(pattern, last)
+    for line in ("Created bar-log", "Saved bar-log/bar-2500.h5"):
+        assert re.search(rf"[\r\n]{line}\r?\n", text)
+
+
+def test_a_pipe_gets_lines_only(runs):
+    assert "\r" not in runs.printed
+    assert "steps/s, " not in runs.printed
+    assert "Created car-log\n" in runs.printed
+
+
+def test_a_long_evaluation_has_a_bar_of_its_own():
+    weights = [np.zeros(shape, np.float32) for shape in ((2, 8), 8, (8, 3), 3)]
+    settings = SimpleNamespace(seed=1, eval_steps=100_000, eval_epsilon=0.0)
+    with terminal() as written:
+        run.evaluate(make_environment("MountainCar-v0"), weights, settings, step=1)
+    assert re.search(r"evaluation .*\| \d+/100000, ", b"".join(written).decode())
+
+
+def test_a_long_series_of_episodes_has_a_bar_unless_it_is_piped(capsys):
+    def long(observation):
+        time.sleep(0.002)
+        return 1
+
+    with terminal() as written:
+        play(policy=long, episodes=4, eval=True)
+    assert re.search(r"\| [34]/4, ", b"".join(written).decode())
+    play(episodes=1, eval=True)
+    assert "\r" not in "".join(capsys.readouterr())

@@ -1,0 +1,259 @@
+"""Watching an agent: the window, GIFs, frames, and the returns that are printed."""
+
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from gym.envs.classic_control import CartPoleEnv, MountainCarEnv
+from PIL import Image
+
+import run
+import see
+from harness import viewer
+from harness.errors import UsageError
+
+GOING_ON = SimpleNamespace(number=0)
+QUICK = {"goal_position": -1.0}  # the first step ends the episode
+
+
+def along_the_velocity(observation):
+    """A policy that reaches the flag."""
+    return 2 if observation[1] >= 0 else 0
+
+
+def play(policy=along_the_velocity, **given):
+    settings = Namespace(**{"env": "MountainCar-v0", "episodes": 1, "seed": 1, **given})
+    with viewer.watching(settings, GOING_ON) as env:
+        for _ in range(settings.episodes):
+            observation, _ = env.reset()
+            terminated = truncated = False
+            while not (terminated or truncated):
+                observation, _, terminated, truncated, _ = env.step(policy(observation))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# The programs that play
+
+
+@pytest.fixture
+def snapshot(monkeypatch):
+    """The flags that play `along_the_velocity`, as if it had been learned."""
+    weights = [np.array([[0, 0, 0], [-1, 0, 1]], np.float32), np.float32([0, 0, 1e-9])]
+    monkeypatch.setattr(run, "load_weights", lambda path, env: weights)
+    return ["--model", "x.h5", "--seed", "7"]
+
+
+def test_a_seed_plays_the_same_episodes_in_every_version_of_the_program(snapshot, capsys):
+    assert run.main([*snapshot, "--eval", "--episodes", "5"]) == 0
+    returns = [f"episode {n} return -{r}.0" for n, r in enumerate((123, 121, 123, 121, 124), 1)]
+    expected = ["Loaded x.h5", *returns, "episode_return_avg -122.400"]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_policy_makes_a_gif_that_only_force_overwrites(snapshot, here, capsys):
+    assert run.main([*snapshot, "--gif", "trained.gif"]) == 0
+    assert (here / "trained.gif").exists()
+    assert run.main([*snapshot, "--gif", "trained.gif"]) == 2
+    assert "--gif: trained.gif exists already; --force overwrites it" in capsys.readouterr().err
+    assert run.main([*snapshot, "--gif", "trained.gif", "--force"]) == 0
+
+
+def test_see_plays_five_random_episodes(monkeypatch, capsys):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    # Real time would be 33 s.
+    monkeypatch.setitem(MountainCarEnv.metadata, "render_fps", 10_000)
+    assert see.main(["--seed", "1"]) == 0
+    lines = [f"episode {n} return -200.0" for n in range(1, 6)]
+    assert capsys.readouterr().out.splitlines() == [*lines, "episode_return_avg -200.000"]
+
+
+def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatch):
+    actions, step = [], CartPoleEnv.step
+
+    def recorded_step(env, action):
+        actions.append(int(action))
+        return step(env, action)
+
+    monkeypatch.setattr(CartPoleEnv, "step", recorded_step)
+    for _ in range(2):
+        assert see.main(["--env", "CartPole-v1", "--seed", "1", "--images", "--force"]) == 0
+    assert set(actions) == {0, 1}
+    half = len(actions) // 2
+    assert actions[:half] == actions[half:]
+    assert capsys.readouterr().out.count(f"Saved {half + 1} frames\n") == 2
+
+
+def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
+    command = [sys.executable, ROOT / "see.py", "--episodes", "20", "--gif", "x.gif"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "")
+    assert stdout.splitlines()[-2:] == ["Saved x.gif", "episode_return_avg -200.000"]
+    assert "episode 20 " not in stdout
+    assert Image.open("x.gif").n_frames > 1
+
+
+# Pictures
+
+
+def test_a_gif_loops_and_is_small_and_pauses_at_the_end(here, capsys):
+    assert see.main(["--gif", "random.gif", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *("episode 1 return -200.0", "Saved random.gif", "episode_return_avg -200.000")
+    ]
+    assert (here / "random.gif").stat().st_size < 1e5
+    with Image.open("random.gif") as picture:
+        assert picture.info["loop"] == 0
+        milliseconds = 0
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            milliseconds += picture.info["duration"]
+        assert picture.info["duration"] >= 1000
+    assert milliseconds == 200 * viewer.GIF_FRAME_MS + viewer.GIF_PAUSE_MS
+
+
+def test_a_gif_shows_the_car_at_the_flag(here):
+    play(gif="flag.gif")
+    with Image.open("flag.gif") as picture:
+        first = np.asarray(picture.convert("RGB")).astype(int)
+        picture.seek(picture.n_frames - 1)
+        last = np.asarray(picture.convert("RGB")).astype(int)
+    assert (abs(last - [204, 204, 0]).max(axis=2) < 20).any()  # the flag is yellow
+    right = np.s_[:, 520:]
+    assert (last[right].sum(axis=2) < 100).sum() > (first[right].sum(axis=2) < 100).sum() + 300
+
+
+def test_frames_are_named_after_episode_and_step(here, capsys):
+    play(images=True, episodes=2, set=QUICK)
+    expected = ["1_000000.png", "1_000001.png", "2_000000.png", "2_000001.png"]
+    assert names(here) == expected
+    with Image.open("2_000001.png") as picture:
+        assert picture.size == (600, 400)
+    assert "Saved 4 frames\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [{"gif": "2_000007.gif"}, {"images": True}])
+def test_existing_pictures_are_refused_before_anything_is_played(here, flags):
+    for name in ("2_000007.gif", "2_000007.png"):
+        (here / name).write_text("mine")
+    with pytest.raises(UsageError, match=r"2_000007\.\w+ exists already; --force"):
+        play(policy=None, episodes=2, **flags)
+    assert {path.read_text() for path in here.iterdir()} == {"mine"}
+    assert len(names(here)) == 2
+
+
+def test_force_replaces_earlier_frames_of_these_episodes_and_nothing_else(here):
+    others = ["10_000001.png", "1_7.png", "1_000007.txt", "3_000001.png", "holiday_000001.png"]
+    for name in ["1_000001.png", "2_000150.png", *others]:
+        (here / name).write_text("there before")
+    play(images=True, episodes=2, set=QUICK, force=True)
+    frames = ["1_000000.png", "1_000001.png", "2_000000.png", "2_000001.png"]
+    assert names(here) == sorted([*frames, *others])
+    assert {(here / name).read_text() for name in others} == {"there before"}
+    assert (here / "1_000001.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"gif": "car.mp4"}, "--gif: expected a file name that ends in .gif, not 'car.mp4'"),
+        ({"gif": "car"}, "--gif: expected a file name that ends in .gif, not 'car'"),
+        ({"gif": ""}, "--gif: expected a file name that ends in .gif, not ''"),
+        ({"gif": "missing/x.gif"}, "--gif: there is no folder missing"),
+        ({"gif": "folder.gif", "force": True}, "--gif: folder.gif is a folder"),
+        ({"gif": "x" * 300 + ".gif"}, "x.gif: File name too long"),
+        ({"gif": "x.gif", "images": True}, "--gif and --images exclude each other"),
+        ({"gif": "x.gif", "env": "Corridor-v0"}, "--env Corridor-v0: .* can't be drawn"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*render")
+def test_pictures_that_cannot_be_made_are_refused_before_anything_is_played(here, flags, reason):
+    (here / "folder.gif").mkdir()
+    with pytest.raises(UsageError, match=reason):
+        play(policy=None, **flags)
+    assert names(here) == ["folder.gif"]
+
+
+@pytest.mark.parametrize("flags", [{"gif": "x.gif"}, {"images": True}])
+def test_a_failure_to_write_is_one_line_even_without_the_systems_words(here, monkeypatch, flags):
+    def save(picture, path, *arguments, **options):
+        raise OSError("encoder error -2")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(UsageError, match=r"^--\w+: can't write \S+: encoder error -2$"):
+        play(set=QUICK, **flags)
+
+
+# The window
+
+
+@pytest.fixture
+def titles(monkeypatch):
+    """The window's titles, with SDL's driver for no display."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    import pygame
+
+    titles = []
+    monkeypatch.setattr(pygame.display, "set_caption", titles.append)
+    return titles
+
+
+def test_the_window_title_shows_episode_return_and_action(titles, capsys):
+    play(episodes=2, set=QUICK)
+    assert titles == [
+        "MountainCar-v0: episode 1, return 0",
+        "MountainCar-v0: episode 1, return -1, push right",
+        "MountainCar-v0: episode 2, return 0",
+        "MountainCar-v0: episode 2, return -1, push right",
+    ]
+    assert capsys.readouterr().out.endswith("episode_return_avg -1.000\n")
+
+
+def test_the_window_has_gyms_frame_rate(titles):
+    def ends_after_15_steps(observation):
+        if len(titles) == 16:
+            post("QUIT")
+        return 1
+
+    started = time.monotonic()
+    play(ends_after_15_steps)
+    assert time.monotonic() - started > 14 / 30
+
+
+def post(kind, key=None):
+    import pygame
+
+    values = {"key": getattr(pygame, key)} if key else {}
+    pygame.event.post(pygame.event.Event(getattr(pygame, kind), values))
+
+
+@pytest.mark.parametrize("event", [("QUIT",), ("KEYDOWN", "K_ESCAPE"), ("KEYDOWN", "K_q")])
+def test_closing_the_window_ends_with_the_average_so_far(titles, capsys, event):
+    def closes_in_episode_3(observation):
+        post("KEYDOWN", "K_SPACE")  # does nothing
+        if "episode 3" not in titles[-1]:
+            return 2
+        post(*event)
+        return 0  # away from the goal
+
+    play(closes_in_episode_3, episodes=9, set=QUICK)
+    lines = ["episode 1 return -1.0", "episode 2 return -1.0", "episode_return_avg -1.000"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_without_a_completed_episode_there_is_no_average(titles, capsys):
+    play(lambda observation: post("QUIT") or 1)
+    assert capsys.readouterr().out == "no episode was completed\n"
