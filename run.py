@@ -23,12 +23,11 @@ from harness.log_folder import locked
 from harness.network import FlatModel, q_function
 from harness.report import report
 from harness.self_check import self_check
-from harness.settings import playing_settings, refuse_others
-from harness.snapshots import load_weights
-from harness.start import starting_point
-from harness.terminal import ProgressBar, StopSignal, log
+from harness.settings import refuse_others
+from harness.start import policy_to_play, starting_point
+from harness.terminal import ProgressBar, StopSignal
 from harness.training_run import TrainingRun
-from harness.viewer import watching
+from harness.viewer import play
 from loggers import TensorBoardLogger
 from replay_buffer import ReplayBuffer, row_width, split_columns
 
@@ -51,13 +50,16 @@ MANY = 10**9
 HYPERPARAMETERS = {
     "gamma": Hyperparameter(DISCOUNT_FACTOR_GAMMA, 0, 1, "discount factor of future rewards"),
     "learning_rate": Hyperparameter(LEARNING_RATE, 1e-9, 10, "Adam's learning rate"),
-    "clipnorm": Hyperparameter(1.0, 1e-9, MANY, "longest gradient of a layer's kernel or bias"),
+    "clipnorm": Hyperparameter(1.0, 1e-9, MANY, "longest gradient, all weights together"),
     "hidden": Hyperparameter((32, 32), 1, 8192, "units of each hidden layer"),
     "batch_size": Hyperparameter(BATCH_SIZE, 1, 10**6, "transitions fitted at each step"),
     "buffer_size": Hyperparameter(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay"),
     "train_start": Hyperparameter(TRAIN_START, 1, MANY, "first step that fits a batch"),
     "target_update_every": Hyperparameter(TARGET_UPDATE_EVERY, 1, MANY, "steps per target copy"),
     "epsilon": Hyperparameter(TRAIN_EPSILON, 0, 1, "share of random actions in training"),
+    "initial_epsilon": Hyperparameter(1.0, 0, 1, "epsilon at the start of --epsilon-decay-steps"),
+    "epsilon_decay_steps": Hyperparameter(0, 0, MANY, "steps over which epsilon falls, 0 for none"),
+    "max_repeat": Hyperparameter(1, 1, MANY, "most steps that a random action is repeated for"),
     "max_steps": Hyperparameter(MAX_STEPS, 1, MANY, "steps to train for"),
     "log_every": Hyperparameter(LOG_EVERY, 1, MANY, "steps between log lines"),
     "snapshot_every": Hyperparameter(SNAPSHOT_EVERY, 1, MANY, "steps between snapshots"),
@@ -69,7 +71,8 @@ HYPERPARAMETERS = {
 }
 PRESETS = {
     "tutorial": {},
-    "tuned": {"gamma": 0.999, "n_step": 10, "hidden": (64, 64)},
+    "tuned": {"gamma": 0.999, "n_step": 10, "hidden": (64, 64), "target_update_every": 500}
+    | {"initial_epsilon": 0.5, "epsilon_decay_steps": 60000, "max_repeat": 100},
 }
 
 
@@ -79,7 +82,7 @@ def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0
     Args:
         env: gym environment, asked for the sizes of its observations and actions.
         hidden: tuple of int, the units of each hidden layer.
-        clipnorm: the longest gradient of a kernel or bias; longer ones are shortened to it.
+        clipnorm: the longest gradient of all weights together; longer ones are shortened to it.
 
     Returns:
         compiled keras.Model of float32 inputs (batch, *observation shape) and (batch, n_actions).
@@ -93,7 +96,7 @@ def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0
     output = keras.layers.Dense(n_actions, name="output")(layer)
     filtered_output = keras.layers.Multiply(name="filtered_output")([output, action_mask])
     model = keras.Model([observations, action_mask], filtered_output, name="q_network")
-    optimizer = keras.optimizers.Adam(learning_rate, clipnorm=clipnorm)
+    optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=clipnorm)
     model.compile(optimizer, loss="mean_squared_error")
     return model
 
@@ -155,6 +158,30 @@ def epsilon_greedy_action(q_values, epsilon, rng):
     return greedy_action(q_values)
 
 
+def epsilon_at(step, settings):
+    """Epsilon, which falls linearly from its initial value (Mnih et al. 2015, table 1)."""
+    steps = settings.epsilon_decay_steps
+    left = max(1 - step / steps, 0) if steps else 0
+    return settings.epsilon + left * (settings.initial_epsilon - settings.epsilon)
+
+
+def exploring_action(q_values, epsilon, rng, max_repeat, progress):
+    """Epsilon-greedy, but a random action may last: εz-greedy (Dabney et al. 2021, algorithm 1).
+
+    It lasts for a number of steps drawn from a zeta distribution with exponent 2, cut at
+    `max_repeat`; `progress` (Progress) holds it. With 1, this is `epsilon_greedy_action`.
+    """
+    if max_repeat == 1:
+        return epsilon_greedy_action(q_values, epsilon, rng)
+    if not progress.repeats_left:
+        if rng.random() >= epsilon:
+            return greedy_action(q_values)
+        progress.repeated_action = int(rng.integers(len(q_values)))
+        progress.repeats_left = min(int(rng.zipf(2)), max_repeat)
+    progress.repeats_left -= 1
+    return progress.repeated_action
+
+
 def evaluate(env, weights, settings, step):
     """Play `settings.eval_steps` steps on an environment that training doesn't use.
 
@@ -201,13 +228,9 @@ def train(settings, folder, stop, weights=None, state=None):
     env = make_environment(settings.env, settings.set)
     eval_env = make_environment(settings.env, settings.set)
     keras_model = create_model(env, settings.hidden, settings.learning_rate, settings.clipnorm)
-    if weights:
-        keras_model.set_weights(weights)
-    model, target_model = FlatModel(keras_model), FlatModel(keras_model)
-    observation_size, seed = env.observation_space.shape[0], [settings.seed, 1]
-    replay_buffer = ReplayBuffer(
-        settings.buffer_size, observation_size, settings.gamma, settings.n_step, seed
-    )
+    model, target_model = FlatModel(keras_model, weights), FlatModel(keras_model, weights)
+    size, seed = env.observation_space.shape[0], [settings.seed, 1]
+    replay_buffer = ReplayBuffer(settings.buffer_size, size, settings.gamma, settings.n_step, seed)
     fit_and_predict = compile_fit_and_predict(model, target_model, settings.batch_size)
     rng = np.random.default_rng([settings.seed, 0])
     parts = {"model": model, "target_model": target_model, "replay_buffer": replay_buffer}
@@ -217,7 +240,8 @@ def train(settings, folder, stop, weights=None, state=None):
         observation, q_values = run.start(env, state)
         weights, loss = model.get_weights(), run.progress.loss
         for step in run.steps():
-            action = epsilon_greedy_action(q_values, settings.epsilon, rng)
+            epsilon = epsilon_at(step, settings)
+            action = exploring_action(q_values, epsilon, rng, settings.max_repeat, run.progress)
             next_observation, reward, terminated, truncated, _ = env.step(action)
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
             if terminated or truncated:
@@ -234,25 +258,12 @@ def train(settings, folder, stop, weights=None, state=None):
                 loss, q_values = fitted[0], fitted[1:]
 
             run.log_step(action, reward, terminated or truncated, loss, q_values)
-            if settings.eval_every and step % settings.eval_every == 0:
+            if run.is_due(settings.eval_every):
                 run.log_evaluation(evaluate(eval_env, model.get_weights(), settings, step))
-            if step % settings.snapshot_every == 0:
+            if run.is_due(settings.snapshot_every):
                 run.save()
         run.finish()
     return run
-
-
-def play(settings, stop):
-    """Watch or evaluate a snapshot's policy, always greedily."""
-    weights = load_weights(settings.model, make_environment(settings.env, settings.set))
-    log(f"Loaded {settings.model}")
-    with watching(settings, stop) as env:
-        for _ in range(settings.episodes):
-            observation, _ = env.reset()
-            terminated = truncated = False
-            while not (terminated or truncated):
-                action = greedy_action(q_function(weights, observation))
-                observation, _, terminated, truncated, _ = env.step(action)
 
 
 def main(argv=None, stop=None):
@@ -264,7 +275,8 @@ def main(argv=None, stop=None):
             refuse_others(given, {"test"}, "with --test")
             self_check(main, stop)
         elif "model" in given and not {"train", "resume"} & given.keys():
-            play(playing_settings(given), stop)
+            settings, weights = policy_to_play(given, HYPERPARAMETERS)
+            play(settings, stop, lambda seen: greedy_action(q_function(weights, seen)))
         else:
             settings, folder, start = starting_point(given, HYPERPARAMETERS, PRESETS)
             with locked(folder):

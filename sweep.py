@@ -9,17 +9,24 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import shlex
 import sys
 from pathlib import Path
 
 import run
-from harness.arguments import ENVIRONMENT, Parser, flag, parse_change, parse_seed, whole
+from harness.arguments import (
+    ENVIRONMENT,
+    Parser,
+    flag,
+    parse_change,
+    parse_return,
+    parse_seed,
+    whole,
+)
 from harness.errors import UsageError, reason
 from harness.log_folder import create_log_folder, locked
 from harness.sweeps.cluster import ray_cluster
 from harness.sweeps.grid import combinations, make_trials, parse_seeds
-from harness.terminal import StopSignal, log
+from harness.terminal import StopSignal, command, log
 from harness.whole_files import write_json
 
 SEEDS = list(range(10))
@@ -73,6 +80,7 @@ def parse_arguments(argv):
         metavar="NAME=VALUE",
         help="change a number of the environment; repeat --set to change another one too",
     )
+    runs.add_argument("--until", type=parse_return, nargs=1, metavar="RETURN", help="as run.py's")
     parser.add_hyperparameters(run.HYPERPARAMETERS, nargs="+")
     return vars(parser.parse_args(argv))
 
@@ -132,7 +140,7 @@ def run_missing(folder, trials, given, stop):
     if failure:
         print(f"sweep.py: error: Ray failed: {failure}", file=sys.stderr)
     if failure or stop.number:
-        log(f"Stopped, to go on: python sweep.py --resume {shlex.quote(str(folder))}")
+        log(f"Stopped, to go on: {command('sweep.py', '--resume', folder)}")
     return not failure and all(row["status"] != "failed" for row in rows.values())
 
 

@@ -27,11 +27,11 @@ class Hyperparameter(NamedTuple):
 
     def _number(self, text, kind):
         name = {int: "a whole number", float: "a number"}[kind]
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {name}, not {text!r}") from None
-        if not self.least <= value <= self.most or math.isnan(value):
+        number = _finite(text)
+        if number is None or (kind is int and not number.is_integer()):
+            raise argparse.ArgumentTypeError(f"expected {name}, not {text!r}")
+        value = int(text) if kind is int and text.strip("+-").isdecimal() else kind(number)
+        if not self.least <= value <= self.most:
             bounds = f"from {self.least} to {self.most}"
             raise argparse.ArgumentTypeError(f"expected {name} {bounds}, not {text}")
         return value
@@ -65,13 +65,31 @@ def flag(name):
 
 
 def as_text(value):
-    """A hyperparameter's value as the command line takes it."""
+    """A setting's value as the command line takes it."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={number}" for name, number in value.items()) or "nothing"
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def whole(least, most):
     """An argparse type: a whole number within bounds."""
     return Hyperparameter(0, least, most, "").parse
+
+
+def parse_return(text):
+    """An argparse type: a finite number."""
+    number = _finite(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"expected a number, such as -110, not {text!r}")
+    return number
+
+
+def _finite(text):
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 parse_seed = whole(0, 2**31 - 1)
@@ -91,14 +109,20 @@ def add_playing_flags(group, default):
     group.add_argument("--force", action="store_true", help="overwrite existing pictures")
 
 
+def log_folder(text):
+    """An argparse type: the Path of a log folder; `NAME` stands for `NAME-log` too."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a log folder such as NAME-log, not ''")
+    path = Path(text)
+    longer = path.with_name(f"{path.name}-log") if path.name else path
+    return longer if longer.is_dir() and not path.is_dir() else path
+
+
 def parse_change(text):
     """The (name, number) that `--set NAME=VALUE` stands for."""
     name, _, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not name or not math.isfinite(number):
+    number = _finite(value)
+    if not name or number is None:
         raise argparse.ArgumentTypeError(
             f"expected NAME=NUMBER, such as gravity=0.002, not {text!r}"
         )
@@ -117,7 +141,9 @@ def parse_arguments(argv, hyperparameters, presets):
     mode.add_argument(
         "--train", action="store_true", help="with --model: train on from its weights"
     )
-    mode.add_argument("--resume", type=Path, metavar="NAME-log", help="go on with a stopped run")
+    mode.add_argument(
+        "--resume", type=log_folder, metavar="NAME-log", help="go on with a stopped run"
+    )
     mode.add_argument("--test", action="store_true", help="try everything in a temporary folder")
     add_playing_flags(mode, "100, or 1 for --gif and --images")
     run = parser.add_argument_group("the run")
@@ -130,12 +156,24 @@ def parse_arguments(argv, hyperparameters, presets):
         help="change a number of the environment, such as gravity=0.002; can be repeated",
     )
     run.add_argument("--seed", type=parse_seed, metavar="N", help="default: random")
+    run.add_argument(
+        "--until",
+        type=parse_return,
+        metavar="RETURN",
+        help="end at the first evaluation that averages at least this, such as -110",
+    )
     run.add_argument("--threads", type=parse_threads, metavar="N", help="0: all cores (default 1)")
     run.add_argument("--name", help="of the run and its log folder (default: the date)")
     shown = "; ".join(f"{name}: {_shown(values)}" for name, values in presets.items())
     run.add_argument("--preset", choices=presets, help=f"default tutorial. {shown}")
     parser.add_hyperparameters(hyperparameters)
-    return vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    if "set" in given:
+        changes = dict(given["set"])
+        if len(changes) < len(given["set"]):
+            parser.error("argument --set: a number is changed twice; give each name once")
+        given["set"] = changes
+    return given
 
 
 def _shown(values):

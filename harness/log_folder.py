@@ -20,7 +20,10 @@ def create_log_folder(name=None, kind="log"):
         UsageError: if a given name holds a path, or if the folder exists or can't be made.
     """
     dated = time.strftime("%m-%d-%H-%M")
-    if name is not None and (not name.strip(". ") or set(name) & set("/\\:\0")):
+    plain = name is None or (
+        name.strip(". ") and name.isprintable() and not set(name) & set("/\\:")
+    )
+    if not plain:
         raise UsageError(f"--name: expected a plain name without a path, not {name!r}")
     for number in range(1, 1000):
         folder = Path(f"{name or dated}{'' if number == 1 else f'-{number}'}-{kind}")

@@ -35,17 +35,17 @@ class FlatModel:
         optimizer: the model's optimizer, made anew for `theta`.
     """
 
-    def __init__(self, keras_model):
+    def __init__(self, keras_model, weights=None):
+        """`weights`: list of arrays to start with, instead of the Keras model's own."""
         self.keras_model = keras_model
         self.input_shape, self.output_shape = keras_model.input_shape, keras_model.output_shape
         self.shapes = [tuple(weight.shape) for weight in keras_model.trainable_variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
         self.theta = keras.Variable(np.zeros(sum(self.sizes), np.float32), name="theta")
-        # Keras clips the gradient of each kernel and bias by itself; so fit() does that.
-        config = {**keras_model.optimizer.get_config(), "clipnorm": None}
-        self.optimizer = type(keras_model.optimizer).from_config(config)
+        optimizer = keras_model.optimizer
+        self.optimizer = type(optimizer).from_config(optimizer.get_config())
         self.optimizer.build([self.theta])
-        self.set_weights(keras_model.get_weights())
+        self.set_weights(weights or keras_model.get_weights())
 
     def set_weights(self, weights):
         """Take the weights from a list of arrays in the order of `keras_model.get_weights()`."""
@@ -71,23 +71,17 @@ class FlatModel:
         for number, variable in enumerate([self.theta, *self.optimizer.variables]):
             variable.assign(state[str(number)])
 
-    def __call__(self, inputs, weights=None):
-        """The model's output for `inputs`, with `weights` (by default its own)."""
-        return self.keras_model.stateless_call(weights or self._tensors(), [], inputs)[0]
+    def __call__(self, inputs):
+        """The model's output for `inputs`."""
+        parts = tf.split(tf.convert_to_tensor(self.theta.value), self.sizes)
+        shaped = zip(parts, self.shapes, strict=True)
+        weights = [tf.reshape(part, shape) for part, shape in shaped]
+        return self.keras_model.stateless_call(weights, [], inputs)[0]
 
     def fit(self, inputs, targets):
         """One step of the optimizer on a batch, as `model.fit` does; return the loss, a scalar."""
-        weights = self._tensors()
         with tf.GradientTape() as tape:
-            tape.watch(weights)
-            losses = keras.losses.get(self.keras_model.loss)(targets, self(inputs, weights))
+            losses = keras.losses.get(self.keras_model.loss)(targets, self(inputs))
             loss = tf.reduce_mean(losses)
-        clipnorm = self.keras_model.optimizer.clipnorm
-        gradients = [tf.clip_by_norm(g, clipnorm) for g in tape.gradient(loss, weights)]
-        flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
-        self.optimizer.apply([flat], [self.theta])
+        self.optimizer.apply([tape.gradient(loss, self.theta.value)], [self.theta])
         return loss
-
-    def _tensors(self):
-        parts = tf.split(tf.convert_to_tensor(self.theta.value), self.sizes)
-        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]

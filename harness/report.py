@@ -1,13 +1,12 @@
 """What a run was started with, and what it came to."""
 
 import importlib.metadata
+import math
 import platform
-import shlex
 
-from harness.environments import ENVIRONMENT
 from harness.log_folder import run_name
 from harness.settings import plain
-from harness.terminal import log
+from harness.terminal import command, log
 
 
 def configuration(settings):
@@ -27,17 +26,18 @@ def report(run):
         log(f"warning: nothing is learned before step {settings.train_start}, see --train-start")
     if not run.finished:
         log(f"Stopped at step {progress.step}, to go on:")
-        log(f"python run.py --resume {shlex.quote(str(folder))}")
+        log(command("run.py", "--resume", folder))
+        return
+    if -math.inf < max(progress.best_return, progress.best_average) <= progress.worst_return:
+        log(
+            f"No episode returned more than {progress.worst_return:.1f}, the worst of them all: "
+            "try --preset tuned, or another --seed"
+        )
         return
     snapshot = folder / f"{run_name(folder)}-best.h5"
     if progress.best_step:
         log(f"Best episode_return_avg {progress.best_average:.3f} at step {progress.best_step}")
     if not progress.best_step or not snapshot.exists():
         snapshot = folder / f"{run_name(folder)}-{progress.step}.h5"
-    command = ["python", "run.py", "--model", str(snapshot)]
-    if settings.env != ENVIRONMENT:
-        command += ["--env", settings.env]
-    for name, value in settings.set.items():
-        command += ["--set", f"{name}={value}"]
     log("Watch it:")
-    log(shlex.join(command))
+    log(command("run.py", "--model", snapshot))

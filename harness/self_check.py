@@ -10,7 +10,7 @@ FEW = "--max-steps 3000 --snapshot-every 2500 --eval-every 1500 --eval-steps 600
 PHASES = (
     f"--name test --seed 1 {FEW}",
     "--resume test-log --max-steps 3500",
-    f"--model test-log/test-best.h5 --train --preset tuned --name again {FEW}",
+    f"--model test-log/test-best.h5 --train --preset tuned --hidden 32,32 --name again {FEW}",
     "--model again-log/again-3000.h5 --eval --episodes 5",
     "--model test-log/test-best.h5 --gif test.gif",
 )

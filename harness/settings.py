@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import psutil
 
-from harness.arguments import as_text, flag, parse_change, parse_seed, parse_threads
+from harness.arguments import as_text, flag, parse_change, parse_return, parse_seed, parse_threads
 from harness.environments import ENVIRONMENT, make_environment
 from harness.errors import UsageError
 from harness.snapshot_reader import MOST_LAYERS, MOST_WEIGHTS
@@ -16,8 +16,8 @@ from harness.snapshot_reader import MOST_LAYERS, MOST_WEIGHTS
 EPISODES = 100
 WATCHING = {"model", "view", "eval", "gif", "images", "force", "episodes"}
 PLAYING = {*WATCHING, "env", "set", "seed"}
-RESUMING = {"resume", "env", "set", "seed", "threads", "preset"}
-TRAINING = {"model", "train", "name", "env", "set", "seed", "threads", "preset"}
+RESUMING = {"resume", "env", "set", "seed", "threads", "preset", "until"}
+TRAINING = {"model", "train", "name", "env", "set", "seed", "threads", "preset", "until"}
 
 
 def refuse_others(given, flags, purpose):
@@ -29,8 +29,11 @@ def refuse_others(given, flags, purpose):
             raise UsageError(f"{flag(name)} does nothing {purpose}; leave it out")
 
 
-def playing_settings(given):
-    """The settings for playing a policy, a Namespace; `episodes`, `env`, `set`, `seed` filled in.
+def playing_settings(given, origin):
+    """The settings for playing a policy, a Namespace with `env`, `set`, `seed` and `episodes`.
+
+    Args:
+        origin: settings of the run that the policy comes from, which the flags override.
 
     Raises:
         UsageError: if a flag does nothing here, or two contradict each other.
@@ -39,32 +42,37 @@ def playing_settings(given):
     if "view" in given and "eval" in given:
         raise UsageError("--view opens a window, --eval doesn't; choose one")
     few = "gif" in given or "images" in given
-    defaults = {
-        "env": ENVIRONMENT,
-        "set": (),
-        "seed": new_seed(),
-        "episodes": 1 if few else EPISODES,
-    }
-    settings = Namespace(**{**defaults, **given})
-    settings.set = dict(settings.set)
-    return settings
+    defaults = {"env": ENVIRONMENT, "set": {}, "episodes": 1 if few else EPISODES}
+    return merge(defaults, origin, {"seed": new_seed(), **given})
 
 
-def training_settings(given, hyperparameters, presets):
+def training_settings(given, hyperparameters, presets, origin=None):
     """A new run's settings, a Namespace: the flags over the preset over the defaults.
+
+    Args:
+        origin: settings of the run that the first weights come from; they are the defaults then.
 
     Raises:
         UsageError: if a flag does nothing here, or the values don't fit each other.
     """
     refuse_others(given, {*TRAINING, *hyperparameters}, "when a policy is trained")
     defaults = {name: row.default for name, row in hyperparameters.items()}
-    defaults |= {"env": ENVIRONMENT, "set": (), "threads": 1, "name": None, "preset": "tutorial"}
-    defaults |= {"seed": new_seed(), "command": shlex.join(["python", *sys.argv])}
+    defaults |= {"env": ENVIRONMENT, "set": {}, "threads": 1, "name": None, "until": None}
+    defaults["preset"] = None if origin else "tutorial"
+    defaults["command"] = shlex.join(["python", *sys.argv])
     preset = presets[given.get("preset", "tutorial")]
-    settings = Namespace(**{**defaults, **preset, **given})
-    settings.set = dict(settings.set)
+    settings = merge(defaults, origin or {}, {**preset, "seed": new_seed(), **given})
+    if "initial_epsilon" in given and not settings.epsilon_decay_steps:
+        raise UsageError("--initial-epsilon does nothing without --epsilon-decay-steps")
     check_fit(settings)
     return settings
+
+
+def merge(defaults, origin, given):
+    """The settings given over those of `origin` over the defaults, a Namespace."""
+    if given.get("env", origin.get("env")) != origin.get("env"):  # its changes are of another one
+        origin = {name: value for name, value in origin.items() if name != "set"}
+    return Namespace(**{**defaults, **origin, **given})
 
 
 def resumed_settings(given, state, hyperparameters):
@@ -75,41 +83,53 @@ def resumed_settings(given, state, hyperparameters):
             program's own.
     """
     saved = state["settings"]
-    if not {"env", "set", "seed", "threads", "preset", "command", *hyperparameters} <= saved.keys():
-        raise UsageError("--resume: the state is of another version of this program")
-    settings = Namespace(**{**saved, **_read_again(saved, hyperparameters)})
-    given = {name: dict(value) if name == "set" else value for name, value in given.items()}
+    checked = read_settings(saved, hyperparameters, given, "--resume: the state")
+    settings = Namespace(**{**saved, **checked})
     for name in given.keys() - {"resume"}:
-        if name in ("max_steps", "threads"):
+        if name in ("max_steps", "threads", "until"):
             setattr(settings, name, given[name])
         elif given[name] != getattr(settings, name):
             raise UsageError(
                 f"{flag(name)}: the run was started with {as_text(getattr(settings, name))} and "
                 f"goes on with it, not with {as_text(given[name])}"
             )
-    if ":" in settings.env and "env" not in given:  # gym would import what precedes the colon
-        raise UsageError(
-            f"--resume: the run's environment is code; --env {settings.env!r} allows it"
-        )
-    if state["progress"].step >= settings.max_steps:
+    if state["progress"].finished(settings):
         raise UsageError(
             f"--resume: the run is finished at step {state['progress'].step}; "
-            "--max-steps may be raised"
+            "--max-steps or --until may be raised"
         )
     check_fit(settings)
     return settings
 
 
-def _read_again(saved, hyperparameters):
-    """The settings of a state, which anyone may have written, through the flags' own checks."""
+def read_settings(saved, hyperparameters, given, source):
+    """The settings in a file that anyone may have written, through the flags' own checks.
+
+    Args:
+        saved: dict of every hyperparameter, `env`, `set` and `seed`, and possibly more.
+        source: what they were found in, for the errors.
+
+    Raises:
+        UsageError: if a flag would refuse one, or the environment is code that no flag allows.
+    """
     parsers = {name: row.parse for name, row in hyperparameters.items()}
-    parsers |= {"seed": parse_seed, "threads": parse_threads, "env": str, "command": str}
+    parsers |= {"env": str, "seed": parse_seed}
+    optional = {"threads": parse_threads, "until": _return_or_none, "command": str}
+    parsers |= {name: parse for name, parse in optional.items() if name in saved}
+    if not {"set", *parsers} <= saved.keys():
+        raise UsageError(f"{source} is of another version of this program")
     try:
         settings = {name: parse(as_text(saved[name])) for name, parse in parsers.items()}
         changes = [parse_change(f"{name}={value}") for name, value in saved["set"].items()]
-        return {**settings, "set": dict(changes)}
     except (ArgumentTypeError, AttributeError) as error:
-        raise UsageError(f"--resume: the state's settings aren't possible: {error}") from None
+        raise UsageError(f"{source} has impossible settings: {error}") from None
+    if ":" in settings["env"] and "env" not in given:  # gym would import what precedes the colon
+        raise UsageError(f"{source} names code to import; --env {settings['env']!r} allows it")
+    return {**settings, "set": dict(changes)}
+
+
+def _return_or_none(text):
+    return None if text == "None" else parse_return(text)
 
 
 def check_fit(settings):

@@ -1,6 +1,6 @@
 """Reads the weights out of an `.h5` snapshot, as a program of its own with bounded resources.
 
-`snapshots.load_weights` runs it, with the file on standard input. Nothing of the file but numbers
+`snapshots.load_snapshot` runs it, with the file on standard input. Nothing of the file but numbers
 is used: no layer is deserialised, no link to another file followed, no more memory or time taken
 than a large network needs.
 """
@@ -14,12 +14,17 @@ import numpy as np
 
 MOST_WEIGHTS = 10**8  # of a network: `--hidden 8192,8192` has 67 million
 MOST_LAYERS = 500
+ORIGIN = "run"  # the attribute that says which run a snapshot comes from, as JSON
+MOST_ORIGIN = 1 << 16  # characters
 MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 30
 
 
-def read_weights(data):
-    """The kernels and biases in the bytes of an `.h5` file, layer by layer.
+def read_snapshot(data):
+    """The kernels and biases in the bytes of an `.h5` file, layer by layer, and its ORIGIN.
+
+    Returns:
+        list of float32 arrays; str, empty in a file that this program didn't write.
 
     Raises:
         ValueError: says what is wrong with it; h5py raises many other kinds for a damaged file.
@@ -36,7 +41,10 @@ def read_weights(data):
                 left -= arrays[-1].size
                 if len(arrays) > 2 * MOST_LAYERS:
                     raise ValueError(f"it has more than {MOST_LAYERS} layers")
-    return check_network(arrays)
+        origin = file.attrs.get(ORIGIN, "")
+        if not isinstance(origin, str) or len(origin) > MOST_ORIGIN:
+            raise ValueError(f"its attribute {ORIGIN!r} isn't a short text")
+    return check_network(arrays), origin
 
 
 def check_network(arrays):
@@ -86,15 +94,19 @@ def _array(dataset, most):
     return np.asarray(dataset[()], np.float32)
 
 
-def write_arrays(arrays, file):
-    """Write a list of arrays for `read_arrays`."""
-    np.savez(file, **{str(number): array for number, array in enumerate(arrays)})
+def pack(arrays, origin):
+    """What `unpack` takes apart again, as bytes."""
+    content = io.BytesIO()
+    numbered = {str(number): array for number, array in enumerate(arrays)}
+    np.savez(content, origin=np.frombuffer(origin.encode(), np.uint8), **numbered)
+    return content.getvalue()
 
 
-def read_arrays(data):
-    """The list of arrays that `write_arrays` wrote."""
+def unpack(data):
+    """The list of arrays and the text that `pack` put together."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return [arrays[str(number)] for number in range(len(arrays.files))]
+        origin = arrays["origin"].tobytes().decode()
+        return [arrays[str(number)] for number in range(len(arrays.files) - 1)], origin
 
 
 def limit_resources():
@@ -110,18 +122,17 @@ def limit_resources():
 
 
 def main():
-    """Write the arrays of the file on standard input to standard output."""
+    """Write what the file on standard input holds to standard output."""
     limit_resources()
-    arrays = io.BytesIO()
     try:
-        write_arrays(read_weights(sys.stdin.buffer.read()), arrays)
+        packed = pack(*read_snapshot(sys.stdin.buffer.read()))
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except Exception:  # h5py turns damage into many kinds of errors
         print("HDF5 can't read it", file=sys.stderr)
         sys.exit(2)
-    sys.stdout.buffer.write(arrays.getvalue())
+    sys.stdout.buffer.write(packed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The `.h5` snapshots: written whole, and read so that a malicious one can do no harm."""
 
 import io
+import json
 import os
 import stat
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 from harness.errors import UsageError, reason
-from harness.snapshot_reader import read_arrays
+from harness.snapshot_reader import ORIGIN, unpack
 from harness.terminal import log
 from harness.whole_files import unseal, write_sealed
 
@@ -17,8 +18,10 @@ READER_SECONDS = 60
 MOST_BYTES = 1 << 30
 
 
-def save_snapshot(path, keras_model):
+def save_snapshot(path, keras_model, origin=None):
     """Save a Keras model as `.h5`, with a checksum after HDF5's own end of the file.
+
+    `origin`, a dict that JSON can hold, says which run it comes from; Keras ignores it.
 
     HDF5 writes to memory, since a full disk would make it crash the process. `keras_model.save`
     takes nothing but a path, so this calls the function that it calls.
@@ -29,22 +32,24 @@ def save_snapshot(path, keras_model):
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         save_model_to_hdf5(keras_model, file, include_optimizer=False)
+        if origin:
+            file.attrs[ORIGIN] = json.dumps(origin)
     write_sealed(path, content.getbuffer())
     log(f"Saved {path}")
 
 
-def load_weights(path, env):
-    """Read the weights of a snapshot, whichever Keras wrote it, and nothing else of it.
+def load_snapshot(path):
+    """Read the weights of a snapshot, whichever Keras wrote it, and which run it comes from.
 
     The file may come from anyone, and HDF5's own code isn't safe against a malicious one. So a
-    process with little memory and time reads it, and passes on the plain numbers.
+    process with little memory and time reads it, and passes on plain numbers and one text.
 
     Returns:
-        list of float32 arrays, a kernel and a bias for each Dense layer, from the input on.
+        list of float32 arrays, a kernel and a bias for each Dense layer, from the input on;
+        dict of what `save_snapshot` was told of the run, not checked yet, empty if nothing.
 
     Raises:
-        UsageError: if the file can't be read, isn't a snapshot of a Q network, or not of one for
-            the environment `env`.
+        UsageError: if the file can't be read, or isn't a snapshot of a Q network.
     """
     try:
         content = read_content(path)
@@ -69,7 +74,16 @@ def load_weights(path, env):
         why = lines[-1] if reader.returncode == 2 and lines else "HDF5 can't read it"
         why = "".join(c if c.isprintable() else "?" for c in why[:200])
         raise UsageError(f"can't use {path}: {why}")
-    weights = read_arrays(reader.stdout)
+    weights, origin = unpack(reader.stdout)
+    try:
+        origin = json.loads(origin or "{}")
+        return weights, dict(origin)
+    except (ValueError, TypeError, RecursionError):
+        raise UsageError(f"can't use {path}: its run is described in no way known here") from None
+
+
+def check_fit_for(env, weights, path):
+    """Raise UsageError if the weights of the snapshot `path` don't fit the environment `env`."""
     found = len(weights[0]), len(weights[-1])
     expected = env.observation_space.shape[0], env.action_space.n
     if found != expected:
@@ -77,7 +91,6 @@ def load_weights(path, env):
             f"can't use {path}: it is for {found[0]} observed numbers and {found[1]} actions, "
             f"{env.spec.id} has {expected[0]} and {expected[1]}; is --env right?"
         )
-    return weights
 
 
 def read_content(path):

@@ -1,12 +1,36 @@
-"""Where a training starts: with random weights, with a snapshot's, or where a run was stopped."""
+"""Where a training or a performance starts: from scratch, from a snapshot, from a stopped run."""
 
-from harness.arguments import as_text
+from pathlib import Path
+
+from harness.arguments import as_text, flag
 from harness.environments import make_environment
 from harness.errors import UsageError
-from harness.log_folder import create_log_folder
-from harness.settings import RESUMING, refuse_others, resumed_settings, training_settings
-from harness.snapshots import load_weights
+from harness.log_folder import create_log_folder, run_name
+from harness.settings import (
+    RESUMING,
+    playing_settings,
+    read_settings,
+    refuse_others,
+    resumed_settings,
+    training_settings,
+)
+from harness.snapshots import check_fit_for, load_snapshot
 from harness.state import STATE_FILE, load_state
+from harness.terminal import log
+
+
+def policy_to_play(given, hyperparameters):
+    """The settings for playing a snapshot's policy, and its weights.
+
+    Raises:
+        UsageError: if the flags contradict each other, or name a file that can't be used.
+    """
+    playing_settings(given, {})  # refuses contradictions before a file is read
+    path, weights, origin = load(given, hyperparameters)
+    origin = {name: origin[name] for name in origin and ("env", "set")}
+    settings = playing_settings(given, origin)
+    accept(path, weights, settings, origin)
+    return settings, weights
 
 
 def starting_point(given, hyperparameters, presets):
@@ -24,16 +48,36 @@ def starting_point(given, hyperparameters, presets):
         settings = resumed_settings(given, state, hyperparameters)
         return settings, given["resume"], {"weights": None, "state": state}
     settings = training_settings(given, hyperparameters, presets)
-    weights = None
-    if "model" in given:
-        weights = load_weights(settings.model, make_environment(settings.env, settings.set))
-        take_layers(settings, given, weights)
+    if "model" not in given:
+        return settings, create_log_folder(settings.name), {"weights": None, "state": None}
+    path, weights, origin = load(given, hyperparameters)
+    layers = tuple(len(bias) for bias in weights[1:-2:2])
+    settings = training_settings(given, hyperparameters, presets, {**origin, "hidden": layers})
+    if settings.hidden != layers:
+        raise UsageError(
+            f"--hidden: {path} has layers of {as_text(layers)}, not {as_text(settings.hidden)}"
+        )
+    accept(path, weights, settings, origin)
     return settings, create_log_folder(settings.name), {"weights": weights, "state": None}
 
 
-def take_layers(settings, given, weights):
-    """Set `hidden` to the layers of a snapshot's weights; UsageError if `--hidden` differs."""
-    layers = tuple(len(bias) for bias in weights[1:-2:2])
-    if given.get("hidden", layers) != layers:
-        raise UsageError(f"--hidden: {settings.model} has layers of {as_text(layers)}")
-    settings.hidden = layers
+def load(given, hyperparameters):
+    """The path, the weights and the run's checked settings of the snapshot that `--model` means."""
+    path = Path(given["model"])
+    if path.is_dir() and path.name.endswith("-log"):
+        path = path / f"{run_name(path)}-best.h5"
+    weights, origin = load_snapshot(path)
+    if origin:
+        origin = read_settings(origin, hyperparameters, given, f"can't use {path}: its run")
+        del origin["seed"]
+    return path, weights, origin
+
+
+def accept(path, weights, settings, origin):
+    """Say that a snapshot is loaded, and where the settings differ from those of its run."""
+    check_fit_for(make_environment(settings.env, settings.set), weights, path)
+    log(f"Loaded {path}")
+    for name, value in origin.items():
+        if getattr(settings, name, value) != value:
+            now = as_text(getattr(settings, name))
+            log(f"{flag(name)} is {now}; the snapshot's run had {as_text(value)}")

@@ -44,11 +44,19 @@ class Progress:
     q_validation_observations: np.ndarray  # float32 (n, *observation_shape)
     step: int = 0
     loss: float = math.nan
-    log_due: bool = False  # the running episode gets a log line when it ends
+    repeated_action: int = 0  # a random one, for so many steps to come
+    repeats_left: int = 0
+    best_return: float = -math.inf  # of the completed training episodes
+    worst_return: float = math.inf
     best_average: float = -math.inf
     best_step: int = 0
     evaluations: list = field(default_factory=list)  # rows of evaluations.csv
     seconds: float = 0.0  # trained so far
+
+    def finished(self, settings):
+        """Whether the run has taken all its steps, or an evaluation reached `until`."""
+        reached = settings.until is not None and self.best_average >= settings.until
+        return reached or self.step >= settings.max_steps
 
 
 def save_state(path, settings, progress, parts):

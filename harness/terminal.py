@@ -1,6 +1,8 @@
 """Lines and a progress bar on the screen, and the signals that come from it."""
 
 import os
+import shlex
+import shutil
 import signal
 import sys
 
@@ -16,6 +18,22 @@ def log(line):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:
         pass  # a full disk, or a terminal that is gone; the next line tries again
+
+
+def command(program, flag, path):
+    """The command that runs `program`, such as run.py, from where the user stands, with a flag.
+
+    Args:
+        path: Path that the flag takes.
+    """
+    python, found = "python", shutil.which("python") or ""
+    if os.path.dirname(found) != os.path.dirname(sys.executable):  # it would be another one
+        python = os.path.relpath(sys.executable)
+    if os.path.basename(sys.argv[0]) == program:
+        program = sys.argv[0]
+    # A name that begins with a dash would be taken for a flag.
+    path = f"./{path}" if str(path).startswith("-") else str(path)
+    return shlex.join([python, program, flag, path])
 
 
 class ProgressBar(tqdm):

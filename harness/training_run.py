@@ -3,6 +3,7 @@
 import csv
 import gc
 import io
+import math
 import time
 
 import numpy as np
@@ -18,6 +19,8 @@ from harness.terminal import ProgressBar, log
 from harness.whole_files import attempt, write_json, write_text
 
 EVALUATIONS_FILE = "evaluations.csv"
+# Settings that a snapshot and TensorBoard's HPARAMS leave out.
+PRIVATE = {"command", "model", "name", "threads", "train", "until"}
 EVALUATION = ("step", "episode", "episode_return_avg", "avg_max_q_value", "seconds")
 
 
@@ -35,10 +38,10 @@ class TrainingRun:
         self.parts, self.rng = parts, parts["rng"]
         self.model, self.replay_buffer = parts["model"], parts["replay_buffer"]
         # Drawn at the latest when the first evaluation needs them, but not from an empty buffer.
-        q_validation_step = min(
-            settings.q_validation_size, settings.eval_every or settings.max_steps
+        first_evaluation = min(settings.eval_every or settings.max_steps, settings.max_steps)
+        self.q_validation_step = max(
+            min(settings.q_validation_size, first_evaluation), settings.n_step
         )
-        self.q_validation_step = max(q_validation_step, settings.n_step)
         self.saved_step = None
         self.bar = None
 
@@ -63,7 +66,8 @@ class TrainingRun:
         )
         config = configuration(self.settings)
         attempt(write_json, self.folder / "config.json", config)
-        self.logger.log_start(self.first_step, config, plain(self.settings))
+        columns = [name for name in plain(self.settings) if name not in PRIVATE]
+        self.logger.log_start(self.first_step, config, columns)
         self.bar = ProgressBar(self.settings.max_steps, "steps", initial=self.first_step)
         gc.freeze()  # what is loaded by now stays: nothing is gained by walking through it
         self.now = time.perf_counter()
@@ -77,7 +81,12 @@ class TrainingRun:
     @property
     def finished(self):
         """Whether no step is left to take."""
-        return self.progress.step >= self.settings.max_steps
+        return self.progress.finished(self.settings)
+
+    def is_due(self, every):
+        """Whether this step is the last or a multiple of `every`; 0 means never."""
+        step = self.progress.step
+        return every and (step % every == 0 or step == self.settings.max_steps)
 
     def steps(self):
         """Yield the number of each step to take, until the run is finished or stopped."""
@@ -107,13 +116,17 @@ class TrainingRun:
             every = self.settings.log_every
             if step // every > (step - len(episode.actions)) // every:
                 self.logger.log_episode(episode, step, progress.loss)
+            progress.best_return = max(progress.best_return, episode.episode_return)
+            progress.worst_return = min(progress.worst_return, episode.episode_return)
             progress.episode = Episode(episode.number + 1, self.next_seed)
+            progress.repeats_left = 0
 
     def log_evaluation(self, episode_return_avg):
         """Print, plot and keep the result of an evaluation; save the best snapshot so far."""
         progress, weights = self.progress, self.model.get_weights()
         max_q_values = q_function(weights, progress.q_validation_observations).max(axis=1)
-        results = episode_return_avg, float(max_q_values.mean())
+        avg_max_q_value = float(max_q_values.mean()) if len(max_q_values) else math.nan
+        results = episode_return_avg, avg_max_q_value
         self.logger.log_evaluation(self.episode_number, progress.step, *results)
         from harness import plots  # imports Matplotlib, which --help must not wait for
 
@@ -147,9 +160,15 @@ class TrainingRun:
             raise TrainingError(f"the last snapshot or state couldn't be saved in {self.folder}")
 
     def _save_snapshot(self, label):
-        finite(self.model.theta.numpy(), self.progress.step)
+        progress = self.progress
+        finite(self.model.theta.numpy(), progress.step)
         path = self.folder / f"{run_name(self.folder)}-{label}.h5"
-        return attempt(save_snapshot, path, self.model.as_keras())
+        origin = {k: v for k, v in plain(self.settings).items() if k not in PRIVATE}
+        origin["step"] = progress.step
+        for step, _, average, *_ in progress.evaluations[-1:]:
+            if step == progress.step and not math.isnan(average):
+                origin["episode_return_avg"] = average
+        return attempt(save_snapshot, path, self.model.as_keras(), origin)
 
     def _write_evaluations(self, path):
         text = io.StringIO()

@@ -187,3 +187,13 @@ def watching(settings, stop):
             yield watched
     returns = watched.returns
     log(f"episode_return_avg {np.mean(returns):.3f}" if returns else "no episode was completed")
+
+
+def play(settings, stop, policy):
+    """Play the episodes that `watching` shows; `policy` is a function of an observation."""
+    with watching(settings, stop) as env:
+        for _ in range(settings.episodes):
+            observation, _ = env.reset()
+            terminated = truncated = False
+            while not (terminated or truncated):
+                observation, _, terminated, truncated, _ = env.step(policy(observation))

@@ -14,8 +14,8 @@ import run
 from harness import backend
 from harness.log_folder import create_log_folder
 from harness.settings import training_settings
-from harness.snapshot_reader import read_weights
-from harness.snapshots import read_content
+from harness.snapshot_reader import read_snapshot
+from harness.snapshots import check_fit_for, load_snapshot, read_content
 from harness.terminal import StopSignal
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,14 @@ gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
 
 def weights_in(path):
     """The weights in a snapshot that we trust, without the process that reads others."""
-    return read_weights(read_content(path))
+    return read_snapshot(read_content(path))[0]
+
+
+def load_weights(path, env):
+    """The weights in a snapshot that anyone may have written, checked to fit `env`."""
+    weights, _ = load_snapshot(path)
+    check_fit_for(env, weights, path)
+    return weights
 
 
 @pytest.fixture(scope="session")

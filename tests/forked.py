@@ -24,7 +24,7 @@ FEW = (
     "--eval-every 50 --eval-steps 100 --buffer-size 150 --batch-size 16 --log-every 50 "
     "--q-validation-size 40 --hidden 8,8 --epsilon 0.3"
 )
-EVERYTHING = f"{FEW} --n-step 3"
+EVERYTHING = f"{FEW} --n-step 3 --max-repeat 40 --initial-epsilon 0.9 --epsilon-decay-steps 300"
 
 
 class Forks:

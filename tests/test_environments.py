@@ -20,13 +20,23 @@ def test_set_changes_the_mountain(capsys):
     assert returns(capsys, set={"force": 0}) == -200
 
 
-def test_set_is_kept_and_shown_by_a_training(here):
-    command = ["--name", "steep", "--set", "gravity=0.0026", "--set", "goal_position=0.4"]
-    printed = train_by_command(*command, "--max-steps", "400", "--eval-every", "400")
-    settings = json.loads((here / "steep-log/config.json").read_text())
-    assert settings["set"] == {"gravity": 0.0026, "goal_position": 0.4}
-    last = printed.splitlines()[-1]
-    assert last.endswith("steep-best.h5 --set gravity=0.0026 --set goal_position=0.4")
+def test_a_snapshot_is_played_on_the_mountain_it_was_trained_on(here, capsys):
+    goal = ["--set", "goal_position=-1.0"]  # reached at once, but for the velocity
+    train_by_command("--name", "flat", *goal, "--max-steps", "400", "--eval-every", "400")
+    assert json.loads((here / "flat-log/config.json").read_text())["set"] == {"goal_position": -1}
+    play_it = ["--model", "flat-log", "--eval", "--seed", "1", "--episodes", "2"]
+
+    def lines(*arguments):
+        capsys.readouterr()
+        assert run.main([*play_it, *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    known, given, other = lines(), lines(*goal), lines("--set", "goal_position=0.5")
+    assert known == given
+    assert known[0] == "Loaded flat-log/flat-best.h5"
+    assert known[-1] != "episode_return_avg -200.000"
+    assert other[1] == "--set is goal_position=0.5; the snapshot's run had goal_position=-1"
+    assert other[-1] == "episode_return_avg -200.000"
 
 
 @pytest.mark.parametrize("mode", [[], ["--eval"], ["--gif", "x.gif"], ["--train"]])

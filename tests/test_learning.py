@@ -1,17 +1,19 @@
 """The algorithm: each function against Keras or plain NumPy, and a problem with a known answer."""
 
 import math
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from conftest import Corridor
+from conftest import Corridor, load_weights
+from scipy.special import zeta
+from scipy.stats import chisquare
 
 import run
 from harness import backend
 from harness.environments import make_environment
 from harness.network import FlatModel, q_function
-from harness.snapshots import load_weights
 from replay_buffer import ReplayBuffer, row_width, split_columns
 
 BATCH = 64
@@ -89,10 +91,11 @@ def test_fit_batch_is_the_published_arithmetic(tensorflow, env):
     d2 = (d3 @ w3.T) * (h2 > 0)
     d1 = (d2 @ w2.T) * (h1 > 0)
     gradients = [observations.T @ d1, d1.sum(0), h1.T @ d2, d2.sum(0), h2.T @ d3, d3.sum(0)]
-    assert max(np.linalg.norm(g) for g in gradients) > 1  # or clipping isn't tested
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+    assert norm > 1  # or clipping isn't tested
     expected = []
     for weight, gradient in zip((w1, b1, w2, b2, w3, b3), gradients, strict=True):
-        g = gradient / max(1, np.linalg.norm(gradient))
+        g = gradient / norm
         m, v = 0.1 * g, 0.001 * g**2
         rate = 0.01 * math.sqrt(1 - 0.999) / (1 - 0.9)
         expected.append(weight - rate * m / (np.sqrt(v) + 1e-7))
@@ -180,7 +183,7 @@ def test_the_network_is_the_tutorials(tensorflow, env):
     names = [layer.name for layer in keras_model.layers]
     assert {"hidden_2", "filtered_output", "action_mask"} <= set(names)
     assert isinstance(keras_model.optimizer, keras.optimizers.Adam)
-    assert keras_model.optimizer.clipnorm == 1.0
+    assert keras_model.optimizer.global_clipnorm == 1.0
     assert keras_model.optimizer.learning_rate.numpy() == np.float32(0.001)
     assert keras_model.loss == "mean_squared_error"
 
@@ -197,6 +200,50 @@ def test_epsilon_is_the_share_of_random_actions(epsilon, low, high):
     if epsilon == 1:
         counts = np.bincount(actions, minlength=100)
         assert abs(counts - 100).max() < 5 * 10  # binomial: mean 100, deviation 10
+
+
+def exploring_actions(count, max_repeat, epsilon=1.0, n_actions=10**6):
+    """So many actions' worth of steps; action 0 is the greedy one."""
+    q_values, rng = np.zeros(n_actions), np.random.default_rng(6)
+    progress = SimpleNamespace(repeats_left=0)
+    return np.array(
+        [run.exploring_action(q_values, epsilon, rng, max_repeat, progress) for _ in range(count)]
+    )
+
+
+def test_the_durations_of_random_actions_follow_the_zeta_distribution():
+    most = 8
+    actions = exploring_actions(50_000, max_repeat=most)
+    ends = np.flatnonzero(np.diff(actions))  # of a million actions, none follows itself
+    durations = np.diff(ends)
+    counts = np.bincount(durations, minlength=most + 1)[1:]
+    shares = 1 / np.arange(1, most + 1) ** 2 / zeta(2)
+    shares[-1] = 1 - shares[:-1].sum()  # what would last longer is cut
+    assert chisquare(counts, shares * len(durations)).pvalue > 0.01
+    assert chisquare(counts, np.full(most, len(durations) / most)).pvalue < 1e-9
+
+
+def test_a_random_action_starts_as_often_as_epsilon_says_and_lasts():
+    actions = exploring_actions(100_000, max_repeat=100, epsilon=0.02)
+    started = np.count_nonzero(np.diff(actions) * actions[1:])
+    decisions = np.count_nonzero(actions == 0) + started
+    assert 0.018 < started / decisions < 0.022
+    mean = sum(min(n, 100) / n**2 for n in range(1, 10**5)) / zeta(2)
+    assert np.count_nonzero(actions) / started == pytest.approx(mean, rel=0.2)
+
+
+def test_actions_that_last_one_step_are_epsilon_greedy_ones():
+    rng = np.random.default_rng(6)
+    expected = [run.epsilon_greedy_action(np.zeros(10**6), 0.3, rng) for _ in range(1000)]
+    assert exploring_actions(1000, max_repeat=1, epsilon=0.3).tolist() == expected
+
+
+def test_epsilon_falls_linearly_and_stays():
+    settings = SimpleNamespace(epsilon=0.01, initial_epsilon=0.11, epsilon_decay_steps=1000)
+    epsilons = [run.epsilon_at(step, settings) for step in (0, 250, 500, 1000, 5000)]
+    assert epsilons == pytest.approx([0.11, 0.085, 0.06, 0.01, 0.01])
+    settings.epsilon_decay_steps = 0
+    assert run.epsilon_at(1, settings) == 0.01
 
 
 def test_the_greedy_action_has_the_largest_q_value():

@@ -14,7 +14,7 @@ from forked import EVERYTHING
 
 import run
 from harness.log_folder import locked
-from harness.state import STATE_FILE, VERSION
+from harness.state import STATE_FILE, VERSION, load_state
 from harness.whole_files import seal
 
 
@@ -45,13 +45,26 @@ def rewrite(path, change):
 
 def test_a_finished_run_is_not_resumed(folder, capsys):
     error = resume_error(folder, capsys)
-    assert "--resume: the run is finished at step 400; --max-steps may be raised" in error
+    assert (
+        "--resume: the run is finished at step 400; --max-steps or --until may be raised" in error
+    )
 
 
 def test_conflicting_flags_are_refused(folder, capsys):
     conflicts = ("--gamma", "0.5"), ("--seed", "2"), ("--env", "CartPole-v1"), ("--hidden", "8")
     for flags in conflicts:
         assert flags[0] in resume_error(folder, capsys, *flags)
+
+
+def test_a_run_stopped_within_a_repetition_goes_on_with_it(forks, unbroken, tmp_path):
+    stopped = forks.run(tmp_path, f"--name rep {EVERYTHING}", ["step", 100 + 90, "kill", "SIGTERM"])
+    assert stopped.status == 143
+    progress = load_state(tmp_path / "rep-log" / STATE_FILE)["progress"]
+    assert progress.repeats_left > 0
+    assert progress.episode.actions[-1] == progress.repeated_action
+    assert forks.run(tmp_path, "--resume rep-log").status == 0
+    ours = tmp_path / "rep-log" / "rep-400.h5"
+    assert ours.read_bytes() == (unbroken(EVERYTHING) / "whole-400.h5").read_bytes()
 
 
 def test_equal_flags_are_accepted(folder, capsys):

@@ -11,12 +11,11 @@ import time
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_weights
 
 from harness.environments import make_environment
 from harness.errors import UsageError
-from harness.snapshot_reader import read_arrays
-from harness.snapshots import load_weights
+from harness.snapshot_reader import unpack
 from harness.state import Episode, Progress, load_state, save_state
 from harness.whole_files import write_sealed
 
@@ -69,7 +68,7 @@ def read_all(paths):
         if status == 2:
             assert len(lines) == 1, lines
         arrays = path.with_name(path.name + ".out").read_bytes()
-        results.append(None if status else read_arrays(arrays))
+        results.append(None if status else unpack(arrays)[0])
     return results
 
 

@@ -172,7 +172,7 @@ def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(forks, 
         lines = training.output.splitlines()
         assert training.status == status, training.output
         assert "Traceback" not in training.output
-        assert lines[-1] == "python run.py --resume stopped-log"
+        assert lines[-1].endswith("run.py --resume stopped-log")
         reached = load_state(folder / STATE_FILE)["progress"].step
         assert lines[-2] == f"Stopped at step {reached}, to go on:"
         assert step in (None, reached)
@@ -238,7 +238,7 @@ def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(forks, unb
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "")
-    assert output.endswith("Stopped at step 0, to go on:\npython run.py --resume import-log\n")
+    assert re.search(r"Stopped at step 0, to go on:\n\S+ \S*run.py --resume import-log\n$", output)
     assert forks.run(tmp_path, "--resume import-log").status == 0
     assert_same_end(tmp_path / "import-log", unbroken(EVERYTHING))
 
@@ -250,7 +250,7 @@ def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monke
     path.write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setattr(snapshots, "READER", reader)
     with pytest.raises(UsageError) as error:
-        snapshots.load_weights(path, None)
+        snapshots.load_snapshot(path)
     assert int(str(error.value).split(": ")[1]) != os.getpgrp()
 
 

@@ -140,7 +140,9 @@ def test_n_step_1_is_the_tutorials_algorithm_to_the_bit(train):
     backend.start_tensorflow(threads=1, seed=7)
     env = mountain_car()
     keras_model = run.create_model(env)
-    keras_model.compile(keras.optimizers.Adam(0.001, clipnorm=1.0), loss="mean_squared_error")
+    keras_model.compile(
+        keras.optimizers.Adam(0.001, global_clipnorm=1.0), loss="mean_squared_error"
+    )
     model, target_model = FlatModel(keras_model), FlatModel(keras_model)
     fit_and_predict = run.compile_fit_and_predict(model, target_model, 16)
     rng, replay_rng = np.random.default_rng([7, 0]), np.random.default_rng([7, 1])
@@ -247,6 +249,48 @@ def test_a_run_that_can_show_nothing_says_so(train, capsys):
     assert "warning: nothing is learned before step 300" in capsys.readouterr().out
 
 
+CORRIDOR = {
+    "env": "Corridor-v0", "seed": 4, "max_steps": 2000, "train_start": 500, "gamma": 0.9,
+    "target_update_every": 100, "epsilon": 0.2, "eval_every": 250, "eval_steps": 500,
+}  # fmt: skip
+
+
+def test_a_run_ends_as_finished_at_the_first_evaluation_that_reaches_until(train, capsys):
+    folder, ended = train(name="until", until=0.8, **CORRIDOR)
+    averages = [average for _, _, average, *_ in ended.progress.evaluations]
+    assert averages[-1] >= 0.8 > max(averages[:-1])
+    assert ended.finished and ended.progress.step == 250 * len(averages) < 2000
+    assert (folder / f"until-{ended.progress.step}.h5").exists()
+    report(ended)
+    assert "run.py --model until-log/until-best.h5\n" in capsys.readouterr().out
+
+
+def test_a_run_that_never_reaches_until_trains_to_the_end(train):
+    _, ended = train(name="never", until=2.0, **{**CORRIDOR, "max_steps": 750})
+    assert ended.progress.step == 750
+
+
+def test_a_resumed_run_ends_where_until_is_reached(train, here):
+    _, whole = train(name="whole", until=0.8, **CORRIDOR)
+    train(name="part", until=0.8, **{**CORRIDOR, "max_steps": 600})
+    assert run.main(["--resume", "part-log", "--max-steps", "2000"]) == 0
+    resumed = load_state(here / "part-log" / STATE_FILE)["progress"]
+    assert resumed.step == whole.progress.step
+    assert run.main(["--resume", "part-log", "--max-steps", "2500"]) == 2  # it is finished
+    assert run.main(["--resume", "part-log", "--max-steps", "1300", "--until", "2"]) == 0
+    assert load_state(here / "part-log" / STATE_FILE)["progress"].step == 1300
+
+
+def test_a_run_in_which_no_episode_did_well_says_so_and_what_to_try(train, capsys):
+    _, failed = train(seed=1, name="failed", **SMALL)
+    capsys.readouterr()
+    report(failed)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "No episode returned more than -200.0, the worst of them all: try --preset tuned, "
+        "or another --seed"
+    ]
+
+
 def test_rewards_may_be_numpy_numbers(train, monkeypatch):
     step = Corridor.step
 
@@ -294,9 +338,9 @@ def test_a_run_prints_its_lines(small_run):
     assert [int(line.split()[3]) for line in evaluations] == [400, 800, 1200]
     saved = [line for line in lines if line.startswith("Saved ")]
     assert saved[-1] == "Saved small-log/small-1200.h5"
-    assert lines[-1] == "python run.py --model small-log/small-best.h5"
+    assert lines[-1].startswith("No episode returned more than -200.0")
     others = len(lines) - created - 1 - len(logs) - len(evaluations) - len(saved)
-    assert others == 4  # steps and speed, best evaluation, "Watch it:", the command
+    assert others == 2  # steps and speed, and that
 
 
 def test_a_run_leaves_its_files(small_run):
@@ -334,7 +378,7 @@ def test_the_preset_of_the_command_line_is_overridden_by_single_flags(train):
         preset="tuned", name="p", seed=1, **{**SMALL, "hidden": (8,), "max_steps": 20}
     )
     config = json.loads((folder / "config.json").read_text())
-    expected = {**run.PRESETS["tuned"], "hidden": [8]}
+    expected = {**run.PRESETS["tuned"], "hidden": [8], "target_update_every": 200}
     assert {name: config[name] for name in expected} == expected
 
 

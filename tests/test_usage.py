@@ -11,14 +11,14 @@ import gym
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_weights
 
 import run
 import see
 from harness.arguments import flag
 from harness.environments import make_environment
 from harness.log_folder import create_log_folder
-from harness.snapshots import load_weights, save_snapshot
+from harness.snapshots import save_snapshot
 
 PROGRAMS = {"run.py": run.main, "see.py": see.main}
 
@@ -95,7 +95,7 @@ def test_every_number_of_the_tutorial_is_a_default():
         "batch_size": 64, "buffer_size": 50000, "train_start": 2000, "target_update_every": 1000,
         "epsilon": 0.01, "max_steps": 200000, "log_every": 2000, "snapshot_every": 50000,
         "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
-        "n_step": 1,
+        "n_step": 1, "initial_epsilon": 1.0, "epsilon_decay_steps": 0, "max_repeat": 1,
     }  # fmt: skip
 
 
@@ -121,6 +121,10 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--max-step", "5"], "unrecognized arguments: --max-step 5"),
         (["--batch-size", "65", "--buffer-size", "64"], "--batch-size: expected no more than"),
         (["--train-start", "9", "--n-step", "10"], "--train-start: expected at least"),
+        (["--initial-epsilon", "0.5"], "does nothing without --epsilon-decay-steps"),
+        (["--until", "solved"], "expected a number, such as -110, not 'solved'"),
+        (["--until", "nan"], "expected a number"),
+        (["--model", "x.h5", "--until", "-110"], "--until does nothing when a policy is played"),
         (["--seed", "-1"], "--seed"),
         (["--seed", "2147483648"], "--seed"),
         (["--threads", "-1"], "--threads"),
@@ -146,7 +150,7 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--model", "x.h5"], "can't use x.h5: no such file"),
         (["--model", "."], "can't use .: is a directory"),
         (["--resume", "x-log"], "--resume: x-log/state.npz: no such file; there is no such folder"),
-        (["--max-steps", "1e4"], "expected a whole number"),
+        (["--max-steps", "1.5e0"], "expected a whole number"),
         (["--max-steps", "0"], "expected a whole number from 1 to 1000000000, not 0"),
         (["--resume", "x-log", "--model", "x.h5"], "--model does nothing when a run is resumed"),
         (["--test", "--seed", "1"], "--seed does nothing with --test"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 import run
 import see
-from harness import viewer
+from harness import start, viewer
 from harness.errors import UsageError
 
 GOING_ON = SimpleNamespace(number=0)
@@ -29,12 +29,7 @@ def along_the_velocity(observation):
 
 def play(policy=along_the_velocity, **given):
     settings = Namespace(**{"env": "MountainCar-v0", "episodes": 1, "seed": 1, **given})
-    with viewer.watching(settings, GOING_ON) as env:
-        for _ in range(settings.episodes):
-            observation, _ = env.reset()
-            terminated = truncated = False
-            while not (terminated or truncated):
-                observation, _, terminated, truncated, _ = env.step(policy(observation))
+    viewer.play(settings, GOING_ON, policy)
 
 
 def names(folder):
@@ -48,7 +43,7 @@ def names(folder):
 def snapshot(monkeypatch):
     """The flags that play `along_the_velocity`, as if it had been learned."""
     weights = [np.array([[0, 0, 0], [-1, 0, 1]], np.float32), np.float32([0, 0, 1e-9])]
-    monkeypatch.setattr(run, "load_weights", lambda path, env: weights)
+    monkeypatch.setattr(start, "load_snapshot", lambda path: (weights, {}))
     return ["--model", "x.h5", "--seed", "7"]
 
 

@@ -86,14 +86,14 @@ def checked_settings(flags, hyperparameters, presets):
     """The settings of a run, a Namespace.
 
     Raises:
-        UsageError: if run.py would refuse the flags, or there is no evaluation at the last step.
+        UsageError: if run.py would refuse the flags, or nothing would be evaluated.
     """
-    settings = training_settings(flags, hyperparameters, presets)
-    if not settings.eval_every or settings.max_steps % settings.eval_every:
-        raise UsageError(
-            "a run is judged by the evaluation at its last step, so --max-steps "
-            f"({settings.max_steps}) must be a multiple of --eval-every ({settings.eval_every})"
-        )
+    changes = dict(flags.get("set", ()))
+    if len(changes) < len(flags.get("set", ())):
+        raise UsageError("--set: a number is changed twice; give each name once")
+    settings = training_settings({**flags, "set": changes}, hyperparameters, presets)
+    if not settings.eval_every:
+        raise UsageError("--eval-every: a run is judged by its last evaluation, so it needs one")
     return settings
 
 
