@@ -16,8 +16,7 @@ from harness.terminal import log
 class TensorBoardLogger:
     """Prints a run's lines; writes scalars, pictures and hyperparameters to its events file.
 
-    TensorBoard follows the file live. Its records go through TensorBoard's own writer, which lets
-    this class mark restarts and outlive a full disk.
+    TensorBoard follows the file live; its own writer marks restarts and outlives a full disk.
     """
 
     def __init__(self, folder):
@@ -61,8 +60,9 @@ class TensorBoardLogger:
         memory = psutil.virtual_memory()
         used, total = memory.used / 2**30, memory.total / 2**30
         steps, seconds = len(episode.actions), episode.seconds
+        shown = "" if math.isnan(loss) else f"loss {loss:.7f} "
         log(
-            f"episode {episode.number} steps {steps}/{step} loss {loss:.7f} "
+            f"episode {episode.number} steps {steps}/{step} {shown}"
             f"return {episode.episode_return:.1f} in {seconds:.2f}s {steps / seconds:.1f} steps/s "
             f"{used:.1f}/{total:.1f} GB RAM"
         )

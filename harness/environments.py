@@ -45,25 +45,51 @@ def make_environment(env_id, changes=None, render_mode=None):
             if render_mode:
                 env.render()
         except Exception as error:
-            raise UsageError(f"--set: {env_id} can't be played so: {error}") from None
+            raise UsageError(f"--set: {env_id} doesn't work with these numbers: {error}") from None
     return env
 
 
 def change_numbers(env, changes):
-    """Replace numbers of the environment itself; UsageError names the ones it has."""
-    known = sorted(
-        name
+    """Replace numbers of the environment itself, and recompute what its constructor derives.
+
+    Raises:
+        UsageError: if it has no such number, or one that follows from others; names those.
+    """
+    known = {
+        name: value
         for name, value in inspect.getmembers_static(env)
         if isinstance(value, (int, float))
         and not isinstance(value, bool)
         and not name.startswith(("_", "screen_"))
-    )
-    for name, value in changes.items():
+    }
+    for name in changes:
         if name not in known:
             raise UsageError(
                 f"--set {name}: the environment has no such number, only {', '.join(known)}"
             )
-        setattr(env, name, value)
+        sources = []
+        for other in known.keys() - {name}:
+            construct_again(env, {other: 2 * known[other] + 1})
+            if getattr(env, name) != known[name]:
+                sources.append(other)
+        if sources:
+            sources = " and ".join(sorted(sources))
+            raise UsageError(f"--set {name}: it follows from {sources}; set those instead")
+    construct_again(env, changes)
+
+
+def construct_again(env, changes):
+    """Run the environment's own constructor once more, with numbers that it can't overwrite."""
+    kind = type(env)
+    fixed = {
+        name: property(lambda _, value=value: value, lambda _, ignored: None)
+        for name, value in changes.items()
+    }
+    env.__dict__ = {"spec": env.spec}
+    env.__class__ = type(kind.__name__, (kind,), fixed)
+    env.__init__(**env.spec.kwargs)
+    env.__class__ = kind
+    vars(env).update(changes)
 
 
 def observation_names(env):

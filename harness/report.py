@@ -22,12 +22,12 @@ def report(run):
     settings, folder, progress = run.settings, run.folder, run.progress
     steps, seconds = progress.step - run.first_step, progress.seconds - run.first_seconds
     log(f"{steps} steps in {seconds:.1f}s, {steps / seconds:.1f} steps/s")
-    if progress.step < settings.train_start:
-        log(f"warning: nothing is learned before step {settings.train_start}, see --train-start")
     if not run.finished:
         log(f"Stopped at step {progress.step}, to go on:")
         log(command("run.py", "--resume", folder))
         return
+    if progress.step < settings.train_start:
+        log(f"warning: nothing is learned before step {settings.train_start}, see --train-start")
     if -math.inf < max(progress.best_return, progress.best_average) <= progress.worst_return:
         log(
             f"No episode returned more than {progress.worst_return:.1f}, the worst of them all: "

@@ -43,13 +43,17 @@ class ProgressBar(tqdm):
         # tqdm's own format leaves no room for the results in a terminal of 80 columns.
         shape = "{desc}{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}"
         options |= {"disable": None, "dynamic_ncols": True, "bar_format": shape}
-        super().__init__(total=total, unit=f" {unit}", **options)
+        super().__init__(total=total, unit=f" {unit}", unit_scale=total > 999, **options)
+        if not self.disable:
+            # The terminal's ^C must fit on the line, or the bar would stay there as another one.
+            size = self.dynamic_ncols
+            self.dynamic_ncols = lambda file: ((size(file)[0] or 80) - 3, size(file)[1])
         self.results = {}
 
     def reach(self, number, name=None, result=None):
         """Show that `number` of the total is done, and a named result until its next."""
         if name:
-            self.results[name] = f"{name} {result:.1f}"
+            self.results[name] = f"{name} {result:.0f}"
         self.set_postfix_str(", ".join(self.results.values()), refresh=False)
         self.update(number - self.n)
 

@@ -59,11 +59,8 @@ class TrainingRun:
             self.progress, observation = restore(state, self.progress, self.parts, env)
         self.first_step, self.first_seconds = self.progress.step, self.progress.seconds
         self.model.keras_model.summary(print_fn=lambda text: log(text.rstrip()))
-        log(
-            f"Resumed {self.folder} at step {self.first_step}"
-            if state
-            else f"Created {self.folder}"
-        )
+        resumed = f"Resumed {self.folder} at step {self.first_step}"
+        log(resumed if state else f"Created {self.folder}\nSeed {self.settings.seed}")
         config = configuration(self.settings)
         attempt(write_json, self.folder / "config.json", config)
         columns = [name for name in plain(self.settings) if name not in PRIVATE]

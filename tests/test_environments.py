@@ -7,6 +7,7 @@ from conftest import train_by_command
 from test_viewer import play
 
 import run
+from harness.environments import make_environment
 from harness.errors import UsageError
 
 
@@ -59,5 +60,21 @@ def test_set_refuses_what_is_not_a_number(capsys, text):
 
 
 def test_set_refuses_a_mountain_that_cannot_be_drawn(here):
-    with pytest.raises(UsageError, match="--set: MountainCar-v0 can't be played so"):
+    with pytest.raises(UsageError, match="--set: MountainCar-v0 doesn't work with these numbers"):
         play(gif="x.gif", set={"max_position": -1.2})
+
+
+def test_numbers_that_follow_from_changed_ones_are_recomputed():
+    pole = make_environment("CartPole-v1", {"masspole": 0.5, "length": 2}).unwrapped
+    assert (pole.total_mass, pole.polemass_length) == (1.5, 1.0)
+    fast = make_environment("MountainCar-v0", {"max_speed": 0.1, "min_position": -2})
+    assert fast.observation_space.low == pytest.approx([-2, -0.1])
+    assert fast.reset(seed=1)[0] in fast.observation_space
+
+
+def test_numbers_that_follow_from_others_are_refused(capsys):
+    assert run.main(["--env", "CartPole-v1", "--set", "total_mass=2"]) == 2
+    assert capsys.readouterr().err == (
+        "run.py: error: --set total_mass: it follows from masscart and masspole; "
+        "set those instead\n"
+    )

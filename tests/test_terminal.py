@@ -47,9 +47,10 @@ def test_a_terminal_shows_a_bar_below_the_log_lines(here):
     with terminal() as written:
         assert run.main([*SHORT.split(), "--name", "bar"]) == 0
     text = b"".join(written).decode()
-    last = [part for part in re.split(r"[\r\n]", text) if "2500/2500" in part][-1]
-    pattern = r".*\| 2500/2500, +[\d.]+ steps/s, 00:00 left, return -200.0, evaluation -200.0 *"
+    last = [part for part in re.split(r"[\r\n]", text) if "2.50k/2.50k" in part][-1]
+    pattern = r".*\| 2.50k/2.50k, +[\d.]+k? steps/s, 00:00 left, return -200, evaluation -200 *"
     assert re.fullmatch(pattern, last)
+    assert len(last.rstrip()) <= 77  # with ^C after it, the line isn't full yet
     for line in ("Created bar-log", "Saved bar-log/bar-2500.h5"):
         assert re.search(rf"[\r\n]{line}\r?\n", text)
 
@@ -65,7 +66,7 @@ def test_a_long_evaluation_has_a_bar_of_its_own():
     settings = SimpleNamespace(seed=1, eval_steps=100_000, eval_epsilon=0.0)
     with terminal() as written:
         run.evaluate(make_environment("MountainCar-v0"), weights, settings, step=1)
-    assert re.search(r"evaluation .*\| \d+/100000, ", b"".join(written).decode())
+    assert re.search(r"evaluation .*\| [\d.]+k/100k, ", b"".join(written).decode())
 
 
 def test_a_long_series_of_episodes_has_a_bar_unless_it_is_piped(capsys):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from harness.arguments import flag
 from harness.environments import make_environment
 from harness.network import FlatModel, q_function
 from harness.report import report
+from harness.snapshots import load_snapshot
 from harness.state import STATE_FILE, load_state
 from replay_buffer import ReplayBuffer
 
@@ -291,6 +293,44 @@ def test_a_run_in_which_no_episode_did_well_says_so_and_what_to_try(train, capsy
     ]
 
 
+def test_the_last_step_is_evaluated_too(train):
+    folder, short = train(seed=1, name="short", **{**SMALL, "max_steps": 500})
+    assert [step for step, *_ in short.progress.evaluations] == [400, 500]
+    assert (folder / "short-best.h5").exists()
+    _, none = train(seed=1, name="none", **{**SMALL, "max_steps": 500, "eval_every": 0})
+    assert none.progress.evaluations == []
+
+
+def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, here, capsys):
+    gravity = ["--set", "gravity=0.002"]
+    train(seed=5, name="first", set={"gravity": 0.002}, gamma=0.9, **{**SMALL, "max_steps": 400})
+    _, origin = load_snapshot(here / "first-log/first-best.h5")
+    assert (origin["seed"], origin["step"], origin["episode_return_avg"]) == (5, 400, -200.0)
+    assert (origin["gamma"], origin["set"]) == (0.9, {"gravity": 0.002})
+    capsys.readouterr()
+    again = ["--model", "first-log", "--train", "--name", "again", "--epsilon", "0.2"]
+    assert run.main([*again, "--max-steps", "450"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Loaded first-log/first-best.h5"
+    assert sorted(lines[1:3]) == [
+        "--epsilon is 0.2; the snapshot's run had 0.01",
+        "--max-steps is 450; the snapshot's run had 400",
+    ]
+    config = json.loads((here / "again-log/config.json").read_text())
+    assert (config["gamma"], config["set"], config["epsilon"]) == (0.9, {"gravity": 0.002}, 0.2)
+    assert run.main(["--resume", "again", "--max-steps", "460", *gravity]) == 0  # NAME will do
+
+
+def test_a_run_whose_name_begins_with_a_dash_can_be_watched(train, here, capsys):
+    _, trained = train(name="-x", until=0.5, **CORRIDOR)
+    capsys.readouterr()
+    report(trained)
+    *_, watch = capsys.readouterr().out.splitlines()
+    words = shlex.split(watch)[2:]
+    assert words == ["--model", "./-x-log/-x-best.h5"]
+    assert run.main([*words, "--eval", "--episodes", "1"]) == 0
+
+
 def test_rewards_may_be_numpy_numbers(train, monkeypatch):
     step = Corridor.step
 
@@ -328,7 +368,7 @@ def test_a_run_prints_its_lines(small_run):
     created = lines.index("Created small-log")
     assert any("Total params: 1,251" in line for line in lines[:created])
     log_line = (
-        r"episode \d+ steps \d+/\d+ loss (nan|\d+\.\d{7}) return -\d+\.\d in \d+\.\d\ds "
+        r"episode \d+ steps \d+/\d+ (loss \d+\.\d{7} )?return -\d+\.\d in \d+\.\d\ds "
         r"\d+\.\d steps/s \d+\.\d/\d+\.\d GB RAM"
     )
     evaluation = r"episode \d+ step \d+ episode_return_avg -\d+\.\d{3} avg_max_q_value -?\d+\.\d{3}"
@@ -340,7 +380,8 @@ def test_a_run_prints_its_lines(small_run):
     assert saved[-1] == "Saved small-log/small-1200.h5"
     assert lines[-1].startswith("No episode returned more than -200.0")
     others = len(lines) - created - 1 - len(logs) - len(evaluations) - len(saved)
-    assert others == 2  # steps and speed, and that
+    assert lines[created + 1] == "Seed 7"
+    assert others == 3  # the seed, steps and speed, and that
 
 
 def test_a_run_leaves_its_files(small_run):
@@ -366,11 +407,12 @@ def test_the_scalars_are_those_of_the_lines(small_run):
     for tag, column in (("episode_return_avg", 1), ("avg_max_q_value", 2)):
         expected = [(int(row[0]), pytest.approx(float(row[column]), abs=6e-4)) for row in printed]
         assert scalars[tag] == expected
-    printed = re.findall(r"steps (\d+)/(\d+) loss (\S+) return (\S+)", result.stdout)
+    printed = re.findall(r"steps (\d+)/(\d+)(?: loss (\S+))? return (\S+)", result.stdout)
     assert scalars["episode_steps"] == [(int(step), int(steps)) for steps, step, *_ in printed]
     assert scalars["episode_return"] == [(int(row[1]), float(row[3])) for row in printed]
-    losses = [(int(row[1]), pytest.approx(float(row[2]), abs=1e-6)) for row in printed]
-    assert scalars["loss"] == losses[1:]  # nothing is fitted yet at step 200
+    # Nothing is fitted yet at step 200.
+    losses = [(int(row[1]), pytest.approx(float(row[2]), abs=1e-6)) for row in printed[1:]]
+    assert scalars["loss"] == losses
 
 
 def test_the_preset_of_the_command_line_is_overridden_by_single_flags(train):

@@ -88,6 +88,12 @@ def test_the_bounds_themselves_are_accepted():
             assert row.parse(text) is not None
 
 
+@pytest.mark.parametrize("text", ["1000000", "1e6", "1_000_000"])
+def test_whole_numbers_may_be_written_in_several_ways(text):
+    value = run.HYPERPARAMETERS["max_steps"].parse(text)
+    assert (value, type(value)) == (10**6, int)
+
+
 def test_every_number_of_the_tutorial_is_a_default():
     defaults = {name: row.default for name, row in run.HYPERPARAMETERS.items()}
     assert defaults == {
@@ -151,6 +157,9 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--model", "."], "can't use .: is a directory"),
         (["--resume", "x-log"], "--resume: x-log/state.npz: no such file; there is no such folder"),
         (["--max-steps", "1.5e0"], "expected a whole number"),
+        (["--set", "force=1", "--set", "force=2"], "a number is changed twice"),
+        (["--name", "a\tb"], "expected a plain name without a path"),
+        (["--resume", ""], "expected a log folder such as NAME-log"),
         (["--max-steps", "0"], "expected a whole number from 1 to 1000000000, not 0"),
         (["--resume", "x-log", "--model", "x.h5"], "--model does nothing when a run is resumed"),
         (["--test", "--seed", "1"], "--seed does nothing with --test"),
