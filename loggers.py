@@ -37,8 +37,8 @@ class TensorBoardLogger:
 
         Args:
             configuration: dict, shown in the TEXT tab.
-            hyperparameters: names of its values to show in the HPARAMS tab, where runs are
-                compared by their last `episode_return_avg`.
+            hyperparameters: names of its values to show in the HPARAMS tab, which puts those
+                first that differ between runs, and compares the last points of all plots.
         """
         from tensorboard.plugins.hparams import summary_v2 as hparams
         from tensorboard.plugins.text import summary_v2 as text
@@ -50,9 +50,6 @@ class TensorBoardLogger:
         self._write(summary=text.text_pb("configuration", code))
         values = ((name, configuration[name]) for name in hyperparameters)
         columns = {name: v if isinstance(v, (int, float)) else str(v) for name, v in values}
-        names = [hparams.HParam(name) for name in columns]
-        metric = hparams.Metric("episode_return_avg", display_name="episode_return_avg")
-        self._write(summary=hparams.hparams_config_pb(names, [metric]))
         self._write(summary=hparams.hparams_pb(columns, trial_id=""))  # a row for each run
 
     def log_episode(self, episode, step, loss):

@@ -63,7 +63,7 @@ class TrainingRun:
         log(resumed if state else f"Created {self.folder}\nSeed {self.settings.seed}")
         config = configuration(self.settings)
         attempt(write_json, self.folder / "config.json", config)
-        columns = [name for name in plain(self.settings) if name not in PRIVATE]
+        columns = plain(self.settings).keys() - PRIVATE - {"seed"}
         self.logger.log_start(self.first_step, config, columns)
         self.bar = ProgressBar(self.settings.max_steps, "steps", initial=self.first_step)
         gc.freeze()  # what is loaded by now stays: nothing is gained by walking through it

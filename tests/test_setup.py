@@ -4,10 +4,14 @@ import ast
 import graphlib
 import re
 import stat
+import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+import run
+from harness.arguments import flag
 
 README = (ROOT / "README.md").read_text()
 QUICK_START = re.findall(r"^python3 -m venv .+$", README, re.MULTILINE)
@@ -104,3 +108,16 @@ def test_the_readme_names_files_and_flags_that_exist():
 
 def test_the_readme_is_short():
     assert len(README.splitlines()) < 200
+
+
+def test_the_readmes_lines_for_plain_keras_reach_the_flag():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == b"reached the flag\n"
+
+
+def test_the_included_policy_solves_the_mountain(capsys):
+    path = ROOT / "assets" / "mountain.h5"
+    assert path.stat().st_size < 100_000
+    assert run.main(["--model", str(path), "--eval", "--seed", "1"]) == 0
+    assert float(capsys.readouterr().out.split()[-1]) > -110
