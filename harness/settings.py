@@ -17,6 +17,7 @@ EPISODES = 100
 WATCHING = {"model", "view", "eval", "gif", "images", "force", "episodes"}
 PLAYING = {*WATCHING, "env", "set", "seed"}
 RESUMING = {"resume", "env", "set", "seed", "threads", "preset", "until"}
+OF_THE_WEIGHTS = {"env", "set", "hidden"}  # what a snapshot's weights were made for
 TRAINING = {"model", "train", "name", "env", "set", "seed", "threads", "preset", "until"}
 
 
@@ -61,6 +62,8 @@ def training_settings(given, hyperparameters, presets, origin=None):
     defaults["preset"] = None if origin else "tutorial"
     defaults["command"] = shlex.join(["python", *sys.argv])
     preset = presets[given.get("preset", "tutorial")]
+    if "preset" in given:  # it stands for all hyperparameters, the tutorial's too
+        origin = {name: value for name, value in (origin or {}).items() if name in OF_THE_WEIGHTS}
     settings = merge(defaults, origin or {}, {**preset, "seed": new_seed(), **given})
     if "initial_epsilon" in given and not settings.epsilon_decay_steps:
         raise UsageError("--initial-epsilon does nothing without --epsilon-decay-steps")

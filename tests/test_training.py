@@ -6,14 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
-import time
-import urllib.request
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from conftest import Corridor, weights_in
+from conftest import SCALARS, Corridor, weights_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
@@ -22,7 +20,8 @@ from harness.arguments import flag
 from harness.environments import make_environment
 from harness.network import FlatModel, q_function
 from harness.report import report
-from harness.snapshots import load_snapshot
+from harness.settings import plain, training_settings
+from harness.snapshots import load_snapshot, save_snapshot
 from harness.state import STATE_FILE, load_state
 from replay_buffer import ReplayBuffer
 
@@ -38,16 +37,6 @@ SMALL = {
     "batch_size": 16,
 }
 FLAGS = [word for name, value in SMALL.items() for word in (flag(name), str(value))]
-SCALARS = {
-    "episode_return",
-    "episode_steps",
-    "episode_seconds",
-    "steps_per_second",
-    "memory_used",
-    "loss",
-    "episode_return_avg",
-    "avg_max_q_value",
-}
 TIMING = {"episode_seconds", "steps_per_second", "memory_used"}
 
 
@@ -321,6 +310,39 @@ def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, 
     assert run.main(["--resume", "again", "--max-steps", "460", *gravity]) == 0  # NAME will do
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"env": "evil:Car-v0"}, "its run names code to import; --env 'evil:Car-v0' allows it"),
+        ({"gamma": "x"}, "its run has impossible settings: expected a number, not 'x'"),
+        ({"set": {"gravity": "x"}}, "its run has impossible settings: expected NAME=NUMBER"),
+        ({"set": [1]}, "its run has impossible settings"),
+        ({"seed": None}, "its run has impossible settings"),
+        ({"epsilon": 7}, "its run has impossible settings: expected a number from 0 to 1, not 7"),
+    ],
+)
+def test_a_snapshot_whose_run_is_impossible_is_refused(train, here, capsys, change, says):
+    settings = training_settings({"seed": 1}, run.HYPERPARAMETERS, run.PRESETS)
+    model = run.create_model(mountain_car())
+    save_snapshot(here / "made.h5", model, {**plain(settings), **change})
+    (here / "evil.py").write_text("open('executed', 'w')")
+    for flags in (["--eval"], ["--train", "--name", "x"]):
+        capsys.readouterr()
+        assert run.main(["--model", "made.h5", *flags]) == 2
+        assert f"can't use made.h5: {says}" in capsys.readouterr().err
+    assert sorted(path.name for path in here.iterdir()) == ["evil.py", "made.h5"]
+
+
+def test_a_preset_replaces_the_hyperparameters_of_a_snapshots_run(train, here, capsys):
+    train(name="first", gamma=0.9, hidden=(8,), **{**SMALL, "max_steps": 20})
+    again = ["--model", "first-log/first-20.h5", "--train", "--max-steps", "20"]
+    assert run.main([*again, "--name", "again", "--preset", "tutorial"]) == 0
+    config = json.loads((here / "again-log/config.json").read_text())
+    assert (config["gamma"], config["batch_size"], config["hidden"]) == (0.99, 64, [8])
+    assert run.main([*again, "--preset", "tuned"]) == 2
+    assert "first-20.h5 has layers of 8, not 64,64" in capsys.readouterr().err
+
+
 def test_a_run_whose_name_begins_with_a_dash_can_be_watched(train, here, capsys):
     _, trained = train(name="-x", until=0.5, **CORRIDOR)
     capsys.readouterr()
@@ -448,46 +470,7 @@ def test_training_goes_on_from_a_snapshot_in_a_new_folder(small_run, command):
     assert (final_weights(folder / "again-log", 20) == final_weights(folder / "small-log")).all()
 
 
-def test_two_runs_of_the_same_minute_get_a_folder_each(train, monkeypatch):
-    monkeypatch.setattr(time, "strftime", lambda _: "06-07-18-39")
-    folders = [train(seed=1, **{**SMALL, "max_steps": 10})[0] for _ in range(3)]
-    assert [folder.name for folder in folders] == [
-        "06-07-18-39-log", "06-07-18-39-2-log", "06-07-18-39-3-log",
-    ]  # fmt: skip
-    assert (folders[1] / "06-07-18-39-2-10.h5").exists()
-
-
 def test_the_self_check_tries_every_phase(command):
     result = command("run.py", "--test")
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("Everything works.\n")
-
-
-def test_a_live_tensorboard_follows_a_running_training(tmp_path):
-    """A real TensorBoard answers over HTTP with the eight tags of a run that still trains."""
-    training = subprocess.Popen(
-        [sys.executable, run.__file__, "--name", "live", "--seed", "1", "--log-every", "200",
-         "--eval-every", "2500", "--eval-steps", "400", "--max-steps", "100000000"],
-        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", ".", "--port", "0",
-         "--host", "127.0.0.1", "--reload_interval", "1"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        for line in server.stderr:
-            if port := re.search(r"http://\S+:(\d+)/", line):
-                break
-        url = f"http://127.0.0.1:{port[1]}/data/plugin/scalars/tags"
-        deadline, tags = time.monotonic() + 90, {}
-        while set(tags.get("live-log", ())) != SCALARS and time.monotonic() < deadline:
-            time.sleep(0.5)
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                tags = json.load(answer)
-        assert set(tags["live-log"]) == SCALARS
-        assert training.poll() is None
-    finally:
-        for process in (training, server):
-            process.kill()
-            process.wait()
