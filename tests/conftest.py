@@ -1,11 +1,16 @@
 import contextlib
 import io
+import os
+import pty
 import subprocess
 import sys
+import termios
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import gym
+import h5py
 import numpy as np
 import pytest
 from forked import Forks
@@ -20,6 +25,10 @@ from harness.terminal import StopSignal
 
 ROOT = Path(__file__).parent.parent
 SHORT = "--max-steps 2500 --eval-every 1000 --eval-steps 400 --log-every 400 --seed 1"
+SCALARS = {
+    *("episode_return", "episode_steps", "episode_seconds", "steps_per_second"),
+    *("memory_used", "loss", "episode_return_avg", "avg_max_q_value"),
+}
 
 
 class Corridor(gym.Env):
@@ -67,6 +76,31 @@ def weights_in(path):
     return read_snapshot(read_content(path))[0]
 
 
+def snapshot_of_2018(weights, change=None):
+    """The bytes of a snapshot as Keras 2.1.5 wrote it, whose model_config Keras 3 can't read.
+
+    `change(file)` may alter it before it is closed.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["keras_version"] = b"2.1.5-tf"
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["model_config"] = b'{"class_name": "Model", "config": {"layers": "of 2018"}}'
+        dense = [f"dense_{number}" for number in range(1, len(weights) // 2 + 1)]
+        names = ["observations", *dense[:-1], "action_mask", dense[-1], "multiply"]
+        layers = file.create_group("model_weights")
+        layers.attrs["layer_names"] = [name.encode() for name in names]
+        for name in names:
+            layers.create_group(name).attrs["weight_names"] = []
+        for name, kernel, bias in zip(dense, weights[0::2], weights[1::2], strict=True):
+            paths = [f"{name}/kernel:0", f"{name}/bias:0"]
+            layers[name].attrs["weight_names"] = [path.encode() for path in paths]
+            layers[name][paths[0]], layers[name][paths[1]] = kernel, bias
+        if change:
+            change(file)
+    return content.getvalue()
+
+
 def load_weights(path, env):
     """The weights in a snapshot that anyone may have written, checked to fit `env`."""
     weights, _ = load_snapshot(path)
@@ -91,11 +125,11 @@ def train(tensorflow, tmp_path, monkeypatch):
     """Trains in this process and an empty folder: `train(**given)` gives folder and TrainingRun."""
     monkeypatch.chdir(tmp_path)
 
-    def train(weights=None, **given):
+    def train(**given):
         settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
         backend.start_tensorflow(threads=1, seed=settings.seed)
         folder = create_log_folder(settings.name)
-        return folder, run.train(settings, folder, NeverStop(), weights=weights)
+        return folder, run.train(settings, folder, NeverStop())
 
     return train
 
@@ -116,6 +150,26 @@ def command(tmp_path):
         )
 
     return command
+
+
+@contextlib.contextmanager
+def terminal():
+    """A pseudo-terminal of 80 columns: its file descriptor, and a bytearray of what it shows."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    shown = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):  # its last user has closed it
+            while data := os.read(ours, 1 << 16):
+                shown.extend(data)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    yield theirs, shown
+    os.close(theirs)
+    reader.join(timeout=10)
+    os.close(ours)
 
 
 def one_line(capsys):

@@ -51,24 +51,9 @@ def test_drawing_changes_nothing_of_a_run(runs, here, monkeypatch):
 def tensorboard(runs):
     """Asks a real TensorBoard, which shows the two runs and one that goes on, over HTTP."""
     endless = "--name live --seed 1 --log-every 200 --eval-every 2500 --max-steps 100000000"
-    training = subprocess.Popen(
-        [sys.executable, run.__file__, *endless.split()],
-        cwd=runs.folder,
-        stdout=subprocess.DEVNULL,
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", runs.folder, "--port", "0"]
-        + ["--host", "127.0.0.1", "--reload_interval", "1"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    address = None
-    while address is None:
-        line = server.stderr.readline()
-        assert line, "TensorBoard ended"
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
-    threading.Thread(target=server.stderr.read, daemon=True).start()
+    training = [sys.executable, run.__file__, *endless.split()]
+    server = [sys.executable, "-m", "tensorboard.main", "--logdir", runs.folder]
+    server += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
 
     def ask(path, body=None):
         data = json.dumps(body).encode() if body is not None else None
@@ -77,16 +62,23 @@ def tensorboard(runs):
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
-    deadline, tags = time.monotonic() + 90, {}
-    while set(tags.get("live-log", ())) != SCALARS and time.monotonic() < deadline:
-        time.sleep(0.5)
-        tags = json.loads(ask("plugin/scalars/tags"))
-    assert training.poll() is None
-    yield ask
-    for process in (training, server):
-        process.kill()
-        process.wait()
-    server.stderr.close()
+    with (
+        subprocess.Popen(training, cwd=runs.folder, stdout=subprocess.DEVNULL) as training,
+        subprocess.Popen(server, stderr=subprocess.PIPE, text=True) as server,
+    ):
+        try:
+            lines = iter(server.stderr.readline, "")
+            address = next(filter(None, (re.search(r"http://127\S+:\d+", line) for line in lines)))
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            deadline, tags = time.monotonic() + 90, {}
+            while set(tags.get("live-log", ())) != SCALARS and time.monotonic() < deadline:
+                time.sleep(0.5)
+                tags = json.loads(ask("plugin/scalars/tags"))
+            assert training.poll() is None
+            yield ask
+        finally:
+            training.kill()
+            server.kill()
 
 
 def test_tensorboard_follows_a_running_training_and_shows_eight_plots(tensorboard):
@@ -97,7 +89,7 @@ def test_tensorboard_follows_a_running_training_and_shows_eight_plots(tensorboar
 
 def test_tensorboard_shows_the_pictures(tensorboard):
     tags = json.loads(tensorboard("plugin/images/tags"))
-    assert set(tags) == {"car-log", "live-log"}
+    assert "pole-log" not in tags
     assert set(tags["car-log"]) == {"value_function", "policy"}
     query = "tag=policy&run=car-log&sample=0"
     (last,) = json.loads(tensorboard(f"plugin/images/images?{query}"))[-1:]
@@ -105,19 +97,20 @@ def test_tensorboard_shows_the_pictures(tensorboard):
     assert Image.open(io.BytesIO(png)).size == plots.SIZE
 
 
-def test_tensorboard_compares_the_runs_by_their_last_evaluation(tensorboard):
+def test_tensorboard_compares_the_last_points_of_the_runs(tensorboard):
     experiment = json.loads(tensorboard("plugin/hparams/experiment", {}))
-    shown = [metric["displayName"] for metric in experiment["metricInfos"]]
-    assert shown == ["episode_return_avg"]
+    assert {metric["name"]["tag"] for metric in experiment["metricInfos"]} == SCALARS
+    differs = [column["name"] for column in experiment["hparamInfos"] if column["differs"]]
+    assert set(differs) == {"env", "eval_every", "eval_steps", "log_every", "max_steps"}
+    assert differs == [column["name"] for column in experiment["hparamInfos"]][: len(differs)]
     body = {"startIndex": 0, "sliceSize": 9, "allowedStatuses": ["STATUS_UNKNOWN"], "colParams": []}
     groups = json.loads(tensorboard("plugin/hparams/session_groups", body))["sessionGroups"]
-    assert {group["name"] for group in groups} == {"car-log", "live-log", "pole-log"}
-    for group in groups:
-        assert [metric["name"]["tag"] for metric in group["metricValues"]] == ["episode_return_avg"]
-        assert set(run.HYPERPARAMETERS) <= set(group["hparams"])
-        assert group["hparams"]["gamma"] == 0.99
-        if group["name"] == "car-log":
-            assert group["metricValues"][0]["value"] == -200
+    rows = {group["name"]: group for group in groups}
+    assert set(rows) == {"car-log", "live-log", "pole-log"}
+    assert all(set(run.HYPERPARAMETERS) <= set(group["hparams"]) for group in groups)
+    assert rows["car-log"]["hparams"]["gamma"] == 0.99
+    last = {value["name"]["tag"]: value["value"] for value in rows["car-log"]["metricValues"]}
+    assert last["episode_return_avg"] == -200
 
 
 def test_tensorboard_shows_the_command_and_the_configuration(tensorboard):

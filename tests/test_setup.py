@@ -93,9 +93,6 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_the_readme_names_files_and_flags_that_exist():
-    import run
-    from harness.arguments import flag
-
     for name in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", README):
         assert (ROOT / name).exists(), name
     known = (ROOT / "harness/arguments.py").read_text() + "".join(map(flag, run.HYPERPARAMETERS))

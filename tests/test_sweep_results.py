@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from harness.state import Episode, Progress, save_state
 from harness.sweeps.grid import Trial
-from harness.sweeps.results import interval, last_line, make_row, save_results, summarise
+from harness.sweeps.results import interval, make_row, summarise
 from harness.sweeps.tables import draw_curves, report, summary_table
 
 
-def trial(configuration="--gamma 0.9", seed=0, solved_from=-110.0):
-    name = f"{configuration.replace(' ', '-').strip('-')}-seed-{seed}"
-    return Trial(name, configuration, {"gamma": "0.9"}, solved_from, seed, job={})
+def trial(seed=0, solved_from=-110.0, **flags):
+    return Trial(flags or {"gamma": 0.9}, seed, 300, solved_from)
 
 
 def leave(folder, trial, *averages, finished=True):
@@ -27,24 +27,21 @@ def leave(folder, trial, *averages, finished=True):
     rows = [f"{100 * i},{i},{average},-56.0,{2.0 * i}" for i, average in enumerate(averages, 1)]
     header = "step,episode,episode_return_avg,avg_max_q_value,seconds"
     (log_folder / "evaluations.csv").write_text("\n".join([header, *rows]) + "\n")
-    if finished:
-        (log_folder / "finished").touch()
+    progress = Progress(Episode(1, 0), np.zeros(1), np.zeros((0, 2)), step=100 * len(averages))
+    settings = {"max_steps": progress.step + (not finished), "until": None}
+    save_state(log_folder / "state.npz", settings, progress, {})
 
 
 @pytest.fixture
 def row(tmp_path):
     """Gives the row of a run with the given evaluations; it has a folder of its own."""
 
-    def row(*averages, failed=False, solved_from=-110.0, **options):
-        seed = len(list(tmp_path.iterdir()))
-        one = trial(seed=seed, solved_from=solved_from)
-        leave(tmp_path, one, *averages, **options)
+    def row(*averages, failed=False, finished=True, solved_from=-110.0):
+        one = trial(len(list(tmp_path.iterdir())), solved_from)
+        leave(tmp_path, one, *averages, finished=finished)
         return make_row(tmp_path, one, failed)
 
     return row
-
-
-# Rows
 
 
 def test_a_finished_trials_row(row):
@@ -59,7 +56,6 @@ def test_a_finished_trials_row(row):
         "solved": True,
         "first_solved_step": 200,
         "seconds": 6.0,
-        "steps_per_second": 50.0,
         "folder": "gamma-0.9-seed-0-log",
     }
 
@@ -68,10 +64,7 @@ def test_solved_is_judged_by_the_last_evaluation(row):
     lapsed, late = row(-150, -105, -110.001), row(-150, -150, -110)
     assert (lapsed["solved"], lapsed["first_solved_step"]) == (False, 200)
     assert (late["solved"], late["first_solved_step"]) == (True, 300)
-
-
-def test_an_environment_without_a_threshold_is_never_solved(row):
-    assert not row(1000, solved_from=None)["solved"]
+    assert not row(1000, solved_from=math.inf)["solved"]
 
 
 def test_a_stopped_trials_row_is_unfinished_and_not_judged(row):
@@ -80,17 +73,9 @@ def test_a_stopped_trials_row_is_unfinished_and_not_judged(row):
     assert not stopped["solved"] and math.isnan(stopped["episode_return_avg"])
 
 
-def test_a_trial_that_has_not_started_is_unfinished(tmp_path):
-    assert make_row(tmp_path, trial())["status"] == "unfinished"
-    assert last_line(tmp_path, trial().name) == "nothing"
-
-
 def test_a_trial_that_failed_without_an_evaluation_has_a_row(row):
     failed = row(failed=True, finished=False)
     assert (failed["status"], failed["solved"]) == ("failed", False)
-
-
-# Statistics
 
 
 @pytest.fixture
@@ -124,16 +109,11 @@ def test_the_share_solved_has_its_exact_interval(summary):
     assert all_of_5["solved_low"] == pytest.approx(0.025 ** (1 / 5))  # five successes: 2.5 %
 
 
-def test_the_interval_of_equal_runs_is_a_point_and_one_run_has_none(summary):
-    equal, alone = summary(-103, -103, -103), summary(-103)
-    assert (equal["interval_low"], equal["interval_high"]) == (-103, -103)
+def test_one_run_or_one_without_a_completed_episode_has_no_interval(summary):
+    alone = summary(-103)
     assert alone["interquartile_mean"] == -103
     assert math.isnan(alone["interval_low"]) and math.isnan(alone["standard_deviation"])
-
-
-def test_the_interval_is_always_the_same():
-    values = np.random.default_rng(0).normal(size=20)
-    assert interval(values, np.mean) == interval(values, np.mean)
+    assert math.isnan(summary(-103, math.nan)["mean"])
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
@@ -145,60 +125,51 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
 def test_a_failed_run_counts_as_not_solved_and_is_in_no_mean(summary):
     found = summary(-103, -103, -103, failed=1)
     assert (found["runs"], found["failed"], found["solved"]) == (3, 1, 0.75)
-    assert found["mean"] == -103
-
-
-def test_a_run_without_a_completed_episode_leaves_no_mean(summary):
-    assert math.isnan(summary(-103, math.nan)["mean"])
+    assert found["mean"] == found["interval_low"] == found["interval_high"] == -103
 
 
 def test_the_median_run_that_never_solved_it_says_so(summary):
     assert summary(-150, -150, -150, before=())["median_first_solved_step"] == math.inf
 
 
-# Files and tables
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A sweep's folder: two configurations of three trials, of which the last has failed."""
-    trials = [trial(c, seed) for c in ("--preset tutorial", "--preset tuned") for seed in range(3)]
+    trials = [trial(seed, gamma=gamma) for gamma in (0.9, 0.8) for seed in range(3)]
     for number, one in enumerate(trials):
         leave(tmp_path, one, -180, -150, -100 - number, finished=number < 5)
-    rows = {one.name: make_row(tmp_path, one) for one in trials[:-1]}
-    rows[trials[-1].name] = make_row(tmp_path, trials[-1], failed=True)
-    return tmp_path, trials, rows
+    return tmp_path, trials, {trials[-1].name}
 
 
 def test_results_and_summary_are_ready_for_pandas(folder):
-    save_results(*folder)
+    report(*folder)
     results = pd.read_csv(folder[0] / "results.csv")
     assert list(results["status"]) == ["finished"] * 5 + ["failed"]
     assert list(results["episode_return_avg"][:5]) == [-100, -101, -102, -103, -104]
     assert results["episode_return_avg"].isna()[5]
-    assert list(results["gamma"]) == [0.9] * 6
+    assert list(results["gamma"]) == [0.9] * 3 + [0.8] * 3
     summary = pd.read_csv(folder[0] / "summary.csv")
-    assert list(summary["configuration"]) == ["--preset tutorial", "--preset tuned"]
+    assert list(summary["configuration"]) == ["--gamma 0.9", "--gamma 0.8"]
     assert list(summary["solved"]) == pytest.approx([1, 2 / 3])
-    assert list(summary["gamma"]) == [0.9, 0.9]
+    assert list(summary["gamma"]) == [0.9, 0.8]
 
 
 def test_the_evaluations_of_all_trials_are_one_tidy_table(folder):
-    save_results(*folder)
+    report(*folder)
     evaluations = pd.read_csv(folder[0] / "evaluations.csv")
     assert list(evaluations) == ["configuration", "seed", "step", "episode_return_avg"]
     assert len(evaluations) == 6 * 3
-    assert list(evaluations.iloc[5]) == ["--preset tutorial", 1, 300, -101]
+    assert list(evaluations.iloc[5]) == ["--gamma 0.9", 1, 300, -101]
 
 
 def test_the_report_shows_every_configuration_that_has_finished_runs(folder, capsys):
-    path, trials, rows = folder
-    waiting = trial("--preset waiting")
-    report(path, [*trials, waiting], {**rows, waiting.name: make_row(path, waiting)})
+    path, trials, failed = folder
+    statuses = report(path, [*trials, trial(gamma=0.123)], failed)
+    assert statuses == {"finished", "failed", "unfinished"}
     printed = capsys.readouterr().out
     for text in ("3 of 3", "2 of 3", "[9, 99] %", "1 failed", "-101.0", "± 1.0"):
         assert text in printed
-    assert "waiting" not in printed
+    assert "0.123" not in printed
     assert (path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -243,7 +214,6 @@ def test_the_report_outlives_its_terminal(folder):
 
 
 def test_an_interrupted_sweep_without_a_finished_run_shows_no_table(tmp_path, capsys):
-    one = trial()
-    report(tmp_path, [one], {one.name: make_row(tmp_path, one)})
+    assert report(tmp_path, [trial()], set()) == {"unfinished"}
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "learning_curves.png").exists()

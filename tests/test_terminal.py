@@ -1,17 +1,12 @@
 """What a terminal of 80 columns and a pipe get to see."""
 
 import contextlib
-import os
-import pty
 import re
-import select
-import termios
-import threading
 import time
 from types import SimpleNamespace
 
 import numpy as np
-from conftest import SHORT
+from conftest import SHORT, terminal
 from test_viewer import play
 
 import run
@@ -19,34 +14,21 @@ from harness.environments import make_environment
 
 
 @contextlib.contextmanager
-def terminal():
-    """Standard output and error go to a pseudo-terminal of 80 columns; yields its bytes."""
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 80))
-    written = []
-
-    def read():
-        while select.select([master], [], [], 30)[0]:
-            data = os.read(master, 65536)
-            written.append(data)
-            if data.endswith(b"\0"):
-                return
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with open(slave, "w", closefd=False) as screen:
-        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-            yield written
-        screen.write("\0")
-    reader.join()
-    os.close(slave)
-    os.close(master)
+def screen():
+    """Standard output and error go to a terminal; yields what it shows."""
+    with (
+        terminal() as (descriptor, shown),
+        open(descriptor, "w", closefd=False) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield shown
 
 
 def test_a_terminal_shows_a_bar_below_the_log_lines(here):
-    with terminal() as written:
+    with screen() as shown:
         assert run.main([*SHORT.split(), "--name", "bar"]) == 0
-    text = b"".join(written).decode()
+    text = shown.decode()
     last = [part for part in re.split(r"[\r\n]", text) if "2.50k/2.50k" in part][-1]
     pattern = r".*\| 2.50k/2.50k, +[\d.]+k? steps/s, 00:00 left, return -200, evaluation -200 *"
     assert re.fullmatch(pattern, last)
@@ -64,9 +46,9 @@ def test_a_pipe_gets_lines_only(runs):
 def test_a_long_evaluation_has_a_bar_of_its_own():
     weights = [np.zeros(shape, np.float32) for shape in ((2, 8), 8, (8, 3), 3)]
     settings = SimpleNamespace(seed=1, eval_steps=100_000, eval_epsilon=0.0)
-    with terminal() as written:
+    with screen() as shown:
         run.evaluate(make_environment("MountainCar-v0"), weights, settings, step=1)
-    assert re.search(r"evaluation .*\| [\d.]+k/100k, ", b"".join(written).decode())
+    assert re.search(r"evaluation .*\| [\d.]+k/100k, ", shown.decode())
 
 
 def test_a_long_series_of_episodes_has_a_bar_unless_it_is_piped(capsys):
@@ -74,8 +56,8 @@ def test_a_long_series_of_episodes_has_a_bar_unless_it_is_piped(capsys):
         time.sleep(0.002)
         return 1
 
-    with terminal() as written:
+    with screen() as shown:
         play(policy=long, episodes=4, eval=True)
-    assert re.search(r"\| [34]/4, ", b"".join(written).decode())
+    assert re.search(r"\| [34]/4, ", shown.decode())
     play(episodes=1, eval=True)
     assert "\r" not in "".join(capsys.readouterr())

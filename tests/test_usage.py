@@ -11,7 +11,7 @@ import gym
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, load_weights
+from conftest import ROOT, load_weights, snapshot_of_2018
 
 import run
 import see
@@ -204,7 +204,7 @@ def no_display():
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory):
+def snapshot(tensorflow, tmp_path_factory):
     """A snapshot of an untrained network, written without training."""
     path = tmp_path_factory.mktemp("snapshot") / "new.h5"
     save_snapshot(path, run.create_model(make_environment("MountainCar-v0")))
@@ -224,34 +224,13 @@ def test_without_a_display_a_line_names_the_ways_to_do_without(command, snapshot
 # The three generations of .h5, and files that aren't any of them.
 
 
-def write_2018_snapshot(path, weights):
-    """The layout that Keras 2.1.5 wrote, with a model_config that Keras 3 can't deserialise."""
-    with h5py.File(path, "w") as file:
-        file.attrs["keras_version"] = b"2.1.5-tf"
-        file.attrs["backend"] = b"tensorflow"
-        file.attrs["model_config"] = b'{"class_name": "Model", "config": {"layers": "of 2018"}}'
-        group = file.create_group("model_weights")
-        dense = [b"dense", b"dense_1", b"dense_2", b"dense_3"][: len(weights) // 2]
-        names = [b"observations", *dense[:-1], b"action_mask", dense[-1], b"multiply"]
-        group.attrs["layer_names"] = names
-        pairs = iter(zip(weights[0::2], weights[1::2], strict=True))
-        for name in names:
-            layer = group.create_group(name)
-            layer.attrs["weight_names"] = []
-            if name.startswith(b"dense"):
-                paths = [name + b"/kernel:0", name + b"/bias:0"]
-                layer.attrs["weight_names"] = paths
-                for weight_path, weight in zip(paths, next(pairs), strict=True):
-                    layer[weight_path] = weight
-
-
 def test_the_three_generations_of_snapshots_load(tensorflow, tmp_path):
     env = make_environment("MountainCar-v0")
     model = run.create_model(env, hidden=(24, 48))
     weights = model.get_weights()
     save_snapshot(tmp_path / "ours.h5", model)
     model.save(tmp_path / "keras3.h5")
-    write_2018_snapshot(tmp_path / "2018.h5", weights)
+    (tmp_path / "2018.h5").write_bytes(snapshot_of_2018(weights))
     for name in ("ours", "keras3", "2018"):
         loaded = load_weights(tmp_path / f"{name}.h5", env)
         assert all((a == b).all() for a, b in zip(loaded, weights, strict=True))
@@ -270,7 +249,8 @@ def test_files_that_are_no_snapshots_are_refused(refused, tmp_path):
     (tmp_path / "text.h5").write_text("these are not the weights you are looking for")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["temperatures"] = np.arange(5.0)
-    write_2018_snapshot(tmp_path / "chain.h5", [np.zeros(s) for s in ((2, 4), (4,), (5, 3), (3,))])
+    broken_chain = [np.zeros(shape) for shape in ((2, 4), (4,), (5, 3), (3,))]
+    (tmp_path / "chain.h5").write_bytes(snapshot_of_2018(broken_chain))
     says = {
         "empty.h5": "the file is empty",
         "text.h5": "it isn't an HDF5 file",
