@@ -28,11 +28,10 @@ def report(run):
         return
     if progress.step < settings.train_start:
         log(f"warning: nothing is learned before step {settings.train_start}, see --train-start")
-    if -math.inf < max(progress.best_return, progress.best_average) <= progress.worst_return:
-        log(
-            f"No episode returned more than {progress.worst_return:.1f}, the worst of them all: "
-            "try --preset tuned, or another --seed"
-        )
+    reached = settings.until is not None and progress.best_average >= settings.until
+    best = max(progress.best_return, progress.best_average)
+    if -math.inf < best <= progress.worst_return < math.inf and not reached:
+        log(f"Every episode returned {best:.1f}: try --preset tuned, or another --seed")
         return
     snapshot = folder / f"{run_name(folder)}-best.h5"
     if progress.best_step:

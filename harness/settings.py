@@ -57,6 +57,8 @@ def training_settings(given, hyperparameters, presets, origin=None):
         UsageError: if a flag does nothing here, or the values don't fit each other.
     """
     refuse_others(given, {*TRAINING, *hyperparameters}, "when a policy is trained")
+    if "train" in given and "model" not in given:
+        raise UsageError("--train goes on from a snapshot: name it with --model X.h5")
     defaults = {name: row.default for name, row in hyperparameters.items()}
     defaults |= {"env": ENVIRONMENT, "set": {}, "threads": 1, "name": None, "until": None}
     defaults["preset"] = None if origin else "tutorial"
@@ -67,6 +69,8 @@ def training_settings(given, hyperparameters, presets, origin=None):
     settings = merge(defaults, origin or {}, {**preset, "seed": new_seed(), **given})
     if "initial_epsilon" in given and not settings.epsilon_decay_steps:
         raise UsageError("--initial-epsilon does nothing without --epsilon-decay-steps")
+    if settings.until is not None and not settings.eval_every:
+        raise UsageError("--until needs evaluations; --eval-every 0 leaves them out")
     check_fit(settings)
     return settings
 
@@ -99,7 +103,7 @@ def resumed_settings(given, state, hyperparameters):
     if state["progress"].finished(settings):
         raise UsageError(
             f"--resume: the run is finished at step {state['progress'].step}; "
-            "--max-steps or --until may be raised"
+            "raise --max-steps or --until to go on"
         )
     check_fit(settings)
     return settings

@@ -55,7 +55,8 @@ def starting_point(given, hyperparameters, presets):
     settings = training_settings(given, hyperparameters, presets, {**origin, "hidden": layers})
     if settings.hidden != layers:
         raise UsageError(
-            f"--hidden: {path} has layers of {as_text(layers)}, not {as_text(settings.hidden)}"
+            f"--hidden: {path} has layers of {as_text(layers)}, not {as_text(settings.hidden)}; "
+            f"add --hidden {as_text(layers)}"
         )
     accept(path, weights, settings, origin)
     return settings, create_log_folder(settings.name), {"weights": weights, "state": None}
@@ -65,7 +66,12 @@ def load(given, hyperparameters):
     """The path, the weights and the run's checked settings of the snapshot that `--model` means."""
     path = Path(given["model"])
     if path.is_dir() and path.name.endswith("-log"):
-        path = path / f"{run_name(path)}-best.h5"
+        folder, path = path, path / f"{run_name(path)}-best.h5"
+        if not path.exists():
+            raise UsageError(
+                f"--model: {folder} has no {path.name}, since nothing was evaluated yet; "
+                f"name another snapshot in it, or go on with --resume {folder}"
+            )
     weights, origin = load_snapshot(path)
     if origin:
         origin = read_settings(origin, hyperparameters, given, f"can't use {path}: its run")

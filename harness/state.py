@@ -101,6 +101,8 @@ def load_state(path):
         why = "the run ended before it was saved; start it again"
         if not path.parent.is_dir():
             why = "there is no such folder"
+        elif not (path.parent / "config.json").exists():
+            why = "the folder isn't that of a run"
         raise UsageError(f"--resume: {path}: no such file; {why}") from None
     except (OSError, MemoryError) as error:
         raise UsageError(f"--resume: {path}: {reason(error).lower()}") from None

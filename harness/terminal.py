@@ -50,6 +50,12 @@ class ProgressBar(tqdm):
             self.dynamic_ncols = lambda file: ((size(file)[0] or 80) - 3, size(file)[1])
         self.results = {}
 
+    def close(self):
+        """Leave the line to what comes next; tqdm forgets that a printed line drew the bar."""
+        if not (self.disable or self.leave):
+            self.clear()
+        super().close()
+
     def reach(self, number, name=None, result=None):
         """Show that `number` of the total is done, and a named result until its next."""
         if name:

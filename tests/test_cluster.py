@@ -5,9 +5,7 @@ listen to everyone, so they get one in which nobody else is.
 """
 
 import contextlib
-import csv
 import fcntl
-import importlib.util
 import os
 import shutil
 import socket
@@ -15,29 +13,20 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from test_real_sweeps import SWEEP, rows_of, wait_for
 
-ROOT = Path(__file__).parent.parent
 ALONE = ["unshare", "--map-root-user", "--net", "--mount"]
 ADDRESS = "127.0.0.1:6390"
 TRIALS = 6
-SWEEP = f"--seeds {TRIALS} --max-steps 8000 --eval-every 4000 --snapshot-every 1000 --name both"
-
-
-def can_be_alone():
-    return (
-        bool(shutil.which("unshare"))
-        and not subprocess.run([*ALONE, "true"], check=False).returncode
-    )
+ARGUMENTS = f"--seeds {TRIALS} --max-steps 8000 --eval-every 4000 --snapshot-every 1000 --name both"
 
 
 @pytest.mark.cluster
-@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray isn't installed")
 def test_a_node_lost_midway_costs_no_trial(tmp_path):
-    if not can_be_alone():
+    if not shutil.which("unshare") or subprocess.run([*ALONE, "true"], check=False).returncode:
         pytest.skip("a network of its own isn't allowed here")
     place, token = tmp_path / "place", tmp_path / ".ray" / "auth_token"
     place.mkdir(), token.parent.mkdir()
@@ -45,7 +34,7 @@ def test_a_node_lost_midway_costs_no_trial(tmp_path):
     story = subprocess.run(
         [*ALONE, sys.executable, __file__],
         cwd=place,
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SWEEP.parent)},
         capture_output=True,
         text=True,
         check=False,
@@ -54,8 +43,7 @@ def test_a_node_lost_midway_costs_no_trial(tmp_path):
     assert story.returncode == 0
     assert "Retrying" in story.stdout
     folder = place / "both-sweep"
-    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(folder).values()
     assert [row["status"] for row in rows] == ["finished"] * TRIALS
     for row in rows:
         assert list((folder / row["folder"]).glob("*-8000.h5"))
@@ -63,19 +51,18 @@ def test_a_node_lost_midway_costs_no_trial(tmp_path):
 
 def tell():
     """Start both nodes and the sweep; kill the second node while a trial runs there."""
+    del os.environ["PYTHONPATH"]  # the nodes don't find the project by it
     loopback_up()
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
     ray += ["--node-ip-address", "127.0.0.1", "--disable-usage-stats"]
     # The second node has a disk of its own: what is in this folder isn't there.
     own_disk = 'mount -t tmpfs none "$PWD" && cd "$PWD" && exec "$@"'
     head = start([*ray, "--head", "--port", "6390", "--include-dashboard", "false"])
-    wait_for(answers)
+    assert wait_for(answers)
     second = start(["unshare", "--mount", "sh", "-c", own_disk, "sh", *ray, "--address", ADDRESS])
-    sweep = subprocess.Popen(
-        [sys.executable, ROOT / "sweep.py", *SWEEP.split(), "--address", ADDRESS]
-    )
+    sweep = subprocess.Popen([sys.executable, SWEEP, *ARGUMENTS.split(), "--address", ADDRESS])
     try:
-        wait_for(lambda: runs_a_trial(second))
+        assert wait_for(lambda: runs_a_trial(second))
         time.sleep(5)  # until its run is under way
         kill(second)
         return sweep.wait(300)
@@ -97,7 +84,7 @@ def start(command):
 def runs_a_trial(node):
     with contextlib.suppress(psutil.NoSuchProcess):
         commands = [one.as_dict(["cmdline"])["cmdline"] or () for one in tree(node)]
-        return any("--threads" in command for command in commands)
+        return any("--max-steps" in command for command in commands)
 
 
 def tree(process):
@@ -116,14 +103,6 @@ def kill(process):
 def answers():
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", 6390)) == 0
-
-
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit("waited in vain")
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

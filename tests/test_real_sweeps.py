@@ -1,5 +1,4 @@
 import csv
-import itertools
 import json
 import os
 import pty
@@ -66,7 +65,7 @@ def in_terminal(arguments, folder):
 def listening(process):
     """The addresses at which a process and those that it started can be reached."""
     family = [process, *process.children(recursive=True)]
-    found = itertools.chain(*(p.net_connections(kind="inet") for p in family))
+    found = [found for one in family for found in one.net_connections(kind="inet")]
     return {connection.laddr.ip for connection in found if connection.status == "LISTEN"}
 
 
@@ -157,7 +156,7 @@ def test_a_trial_that_keeps_failing_is_reported_and_loses_no_other(story):
 
 def test_ctrl_c_stops_the_running_trial_with_its_state_saved(story):
     assert (story.first.status, story.first.err) == (130, "")
-    assert story.first.out.endswith("Stopped, to go on: python sweep.py --resume a-sweep\n")
+    assert re.search(r"Stopped, to go on: \S+ \S*sweep.py --resume a-sweep\n$", story.first.out)
     assert story.stopped[SHORT]["status"] == "finished"
     assert story.stopped[LONG]["status"] == "unfinished"
     assert "Stopped at step" in story.stopped_output
@@ -169,24 +168,17 @@ def test_ray_listens_to_this_machine_only(story):
     assert story.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_jobs_are_the_trials_that_run_at_once(story):
+def test_one_process_runs_a_sweep_and_as_many_trials_at_once_as_jobs(story):
     assert len(story.jobs) == 1
-
-
-def test_two_processes_do_not_run_one_sweep(story):
-    assert story.refused.status == 2
-    assert story.refused.err == (
-        "sweep.py: error: --resume: another process is training in b-sweep\n"
-    )
+    error = "sweep.py: error: --resume: another process is training in b-sweep\n"
+    assert (story.refused.status, story.refused.err) == (2, error)
 
 
 def test_sigterm_to_the_whole_group_ends_a_sweep_as_it_should(story):
     assert (story.other.status, story.other.err) == (143, "")
-    assert story.other.out == (
-        "Created b-sweep\n"
-        "2 of 2 trials to run\n"
-        "Stopped, to go on: python sweep.py --resume b-sweep\n"
-    )
+    created, to_run, to_go_on = story.other.out.splitlines()
+    assert (created, to_run) == ("Created b-sweep", "2 of 2 trials to run")
+    assert to_go_on.endswith("sweep.py --resume b-sweep")
     assert "Stopped at step" in story.other_output
 
 
@@ -223,7 +215,7 @@ def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(here, monkeyp
     assert sweep.main(["--seeds", "1", "--name", "lost"]) == 1
     out, err = capfd.readouterr()
     assert err == "sweep.py: error: Ray failed: a node has no memory left\n"
-    assert "Stopped, to go on: python sweep.py --resume lost-sweep" in out
+    assert out.endswith("sweep.py --resume lost-sweep\n")
     assert [row["status"] for row in rows_of(here / "lost-sweep").values()] == ["unfinished"]
 
 
@@ -232,10 +224,8 @@ def test_a_trials_files_come_home_from_a_node_with_another_disk(tmp_path):
 
     here, there = tmp_path / "here", tmp_path / "there"
     (there / "a-log").mkdir(parents=True)
-    (there / "a-log" / "a-best.h5").write_bytes(b"weights")
-    (there / "a.txt").write_text("printed")
-    (there / "b.txt").write_text("another trial's")
-    here.mkdir()
+    for name in ("a-log/a-best.h5", "a.txt", "b.txt"):
+        (there / name).write_text("of a node")
     unpack(here, pack(there, "a"))
     assert sorted(path.name for path in here.rglob("*")) == ["a-best.h5", "a-log", "a.txt"]
-    unpack(here, pack(there, "nothing yet"))
+    assert pack(there, "nothing yet") == {}

@@ -46,7 +46,7 @@ def rewrite(path, change):
 def test_a_finished_run_is_not_resumed(folder, capsys):
     error = resume_error(folder, capsys)
     assert (
-        "--resume: the run is finished at step 400; --max-steps or --until may be raised" in error
+        "--resume: the run is finished at step 400; raise --max-steps or --until to go on" in error
     )
 
 

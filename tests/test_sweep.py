@@ -191,3 +191,9 @@ def test_without_a_package_one_line_says_how_to_install_it(package, here, monkey
     assert error.count("\n") == 1
     assert "pip install -r requirements-sweep.txt" in error
     assert not any(here.iterdir())
+
+
+def test_what_a_preset_made_differ_has_a_column_too():
+    tutorial, tuned = make("--seeds 1 --preset tutorial tuned --epsilon 0.1")
+    assert tuned.others == run.PRESETS["tuned"]
+    assert tutorial.others == {name: run.HYPERPARAMETERS[name].default for name in tuned.others}

@@ -67,15 +67,12 @@ def test_solved_is_judged_by_the_last_evaluation(row):
     assert not row(1000, solved_from=math.inf)["solved"]
 
 
-def test_a_stopped_trials_row_is_unfinished_and_not_judged(row):
+def test_stopped_and_failed_trials_are_not_judged(row):
     stopped = row(-150, -105, finished=False)
     assert (stopped["status"], stopped["step"], stopped["best"]) == ("unfinished", 200, -105)
     assert not stopped["solved"] and math.isnan(stopped["episode_return_avg"])
-
-
-def test_a_trial_that_failed_without_an_evaluation_has_a_row(row):
-    failed = row(failed=True, finished=False)
-    assert (failed["status"], failed["solved"]) == ("failed", False)
+    without_evaluation = row(failed=True, finished=False)
+    assert (without_evaluation["status"], without_evaluation["solved"]) == ("failed", False)
 
 
 @pytest.fixture
@@ -141,7 +138,7 @@ def folder(tmp_path):
     return tmp_path, trials, {trials[-1].name}
 
 
-def test_results_and_summary_are_ready_for_pandas(folder):
+def test_the_three_tables_are_ready_for_pandas(folder):
     report(*folder)
     results = pd.read_csv(folder[0] / "results.csv")
     assert list(results["status"]) == ["finished"] * 5 + ["failed"]
@@ -152,10 +149,6 @@ def test_results_and_summary_are_ready_for_pandas(folder):
     assert list(summary["configuration"]) == ["--gamma 0.9", "--gamma 0.8"]
     assert list(summary["solved"]) == pytest.approx([1, 2 / 3])
     assert list(summary["gamma"]) == [0.9, 0.8]
-
-
-def test_the_evaluations_of_all_trials_are_one_tidy_table(folder):
-    report(*folder)
     evaluations = pd.read_csv(folder[0] / "evaluations.csv")
     assert list(evaluations) == ["configuration", "seed", "step", "episode_return_avg"]
     assert len(evaluations) == 6 * 3
@@ -192,10 +185,9 @@ def test_a_narrow_terminal_wraps_configurations_and_cuts_no_figures(columns, mon
 def test_a_run_that_ended_early_keeps_its_last_evaluation_in_the_curves(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
-    rows = [("c", 0, 1000, -200), ("c", 1, 1000, -150), ("c", 0, 2000, -110)]
-    evaluations = pd.DataFrame(
-        rows, columns=["configuration", "seed", "step", "episode_return_avg"]
-    )
+    evaluations = pd.DataFrame({"configuration": "c", "seed": [0, 1, 0]})
+    evaluations["step"] = [1000, 1000, 2000]
+    evaluations["episode_return_avg"] = [-200, -150, -110]
     with contextlib.suppress(FileNotFoundError):  # nothing is written
         draw_curves(tmp_path / "curves.png", evaluations)
     (line,) = figures[0].axes[0].lines

@@ -59,5 +59,6 @@ def test_a_long_series_of_episodes_has_a_bar_unless_it_is_piped(capsys):
     with screen() as shown:
         play(policy=long, episodes=4, eval=True)
     assert re.search(r"\| [34]/4, ", shown.decode())
+    assert re.search(r"[\r\n]episode_return_avg ", shown.decode())  # the bar leaves its line
     play(episodes=1, eval=True)
     assert "\r" not in "".join(capsys.readouterr())

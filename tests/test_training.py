@@ -210,13 +210,18 @@ def test_a_resumed_run_ends_where_until_is_reached(train, here):
     assert load_state(here / "part-log" / STATE_FILE)["progress"].step == 1300
 
 
+def test_a_goal_that_is_low_but_reached_is_no_failure(train, capsys):
+    _, reached = train(seed=1, name="low", until=-300.0, **{**SMALL, "max_steps": 400})
+    report(reached)
+    assert "run.py --model low-log/low-best.h5" in capsys.readouterr().out
+
+
 def test_a_run_in_which_no_episode_did_well_says_so_and_what_to_try(train, capsys):
     _, failed = train(seed=1, name="failed", **SMALL)
     capsys.readouterr()
     report(failed)
     assert capsys.readouterr().out.splitlines()[1:] == [
-        "No episode returned more than -200.0, the worst of them all: try --preset tuned, "
-        "or another --seed"
+        "Every episode returned -200.0: try --preset tuned, or another --seed"
     ]
 
 
@@ -338,7 +343,7 @@ def test_a_run_prints_its_lines(small_run):
     assert [int(line.split()[3]) for line in evaluations] == [400, 800, 1200]
     saved = [line for line in lines if line.startswith("Saved ")]
     assert saved[-1] == "Saved small-log/small-1200.h5"
-    assert lines[-1].startswith("No episode returned more than -200.0")
+    assert lines[-1].startswith("Every episode returned -200.0")
     others = len(lines) - created - 1 - len(logs) - len(evaluations) - len(saved)
     assert lines[created + 1] == "Seed 7"
     assert others == 3  # the seed, steps and speed, and that

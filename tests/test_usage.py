@@ -130,6 +130,8 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--initial-epsilon", "0.5"], "does nothing without --epsilon-decay-steps"),
         (["--until", "solved"], "expected a number, such as -110, not 'solved'"),
         (["--until", "nan"], "expected a number"),
+        (["--until", "-110", "--eval-every", "0"], "--until needs evaluations"),
+        (["--train"], "--train goes on from a snapshot: name it with --model X.h5"),
         (["--model", "x.h5", "--until", "-110"], "--until does nothing when a policy is played"),
         (["--seed", "-1"], "--seed"),
         (["--seed", "2147483648"], "--seed"),

@@ -1,12 +1,9 @@
 """Ray, started on this machine or found on a cluster, and files on their way between its nodes."""
 
-import contextlib
 import functools
-import io
 import os
 import signal
 import socket
-import tarfile
 import warnings
 from pathlib import Path
 
@@ -14,7 +11,6 @@ from harness.errors import UsageError
 
 PROJECT = Path(__file__).parents[2]  # on a node of a cluster: the copy that Ray made there
 CONNECT_SECONDS = 5
-RAY_TOKEN = Path("~/.ray/auth_token")
 RAY = {  # what Ray reads when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # it would send statistics to its makers
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -25,8 +21,10 @@ RAY = {  # what Ray reads when it is imported
 }
 
 
-def connection_options(address):
-    """ray.init's options for a cluster at `address`; UsageError if nothing answers there."""
+def ray_options(address, jobs):
+    """ray.init's options for this machine or a cluster; UsageError if none is at `address`."""
+    if address is None:
+        return {"address": "local", "include_dashboard": False, "num_cpus": jobs}
     if address != "auto":
         host, _, port = address.rpartition(":")
         try:  # Ray itself would try for many minutes
@@ -36,24 +34,17 @@ def connection_options(address):
     # The nodes need not have this project; the programs and harness/ are sent to them.
     others = [p.name for p in PROJECT.iterdir() if p.suffix != ".py" and p.name != "harness"]
     excluded = ["__pycache__", *(f"/{name}" for name in others)]
-    return {"runtime_env": {"working_dir": str(PROJECT), "excludes": excluded}}
+    environment = {"working_dir": str(PROJECT), "excludes": excluded}
+    return {"address": address, "runtime_env": environment}
 
 
-@contextlib.contextmanager
-def ray_cluster(address, cpus, jobs):
-    """Inside the `with`, Ray runs: at `address`, or here with cores for `jobs` trials if given.
-
-    Raises:
-        UsageError: if it can't be used for trials of `cpus` cores each.
-    """
+def start_ray(options):
+    """Start Ray, or connect to a cluster, until this program ends; UsageError if that fails."""
     os.environ.update(RAY)
-    if address is None:
+    if options["address"] == "local":
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listens to this machine alone
-        options = {"include_dashboard": False, "num_cpus": jobs and jobs * cpus}
-    else:
-        if RAY_TOKEN.expanduser().exists():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
-        options = connection_options(address)
+    elif Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
     from ray._private import services
 
@@ -64,19 +55,10 @@ def ray_cluster(address, cpus, jobs):
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces it
     try:
         # The live table has a line where Ray's log has a page about each failure.
-        ray.init(address or "local", log_to_driver=False, logging_level="CRITICAL", **options)
+        ray.init(log_to_driver=False, logging_level="CRITICAL", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where, why = address or "this machine", " ".join(str(error).split())
-        hint = "; a cluster with a token needs RAY_AUTH_MODE=token set here too" if address else ""
-        raise UsageError(f"can't use Ray at {where}: {why}{hint}") from None
+        raise UsageError(f"can't use Ray: {' '.join(str(error).split())}") from None
     signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        most = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-        if cpus > most:
-            raise UsageError(f"--cpus: the largest node has {most:g} cores, not {cpus}")
-        yield
-    finally:
-        ray.shutdown()
 
 
 def on_node(node, function, *arguments):
@@ -90,16 +72,13 @@ def on_node(node, function, *arguments):
 
 
 def pack(folder, name):
-    """A trial's files, as the bytes of a tar archive."""
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for path in (folder / f"{name}-log", folder / f"{name}.txt"):
-            if path.exists():
-                tar.add(path, path.name)
-    return archive.getvalue()
+    """A trial's files, a dict of path: content."""
+    paths = [folder / f"{name}.txt", *(folder / f"{name}-log").rglob("*")]
+    return {path.relative_to(folder): path.read_bytes() for path in paths if path.is_file()}
 
 
-def unpack(folder, archive):
+def unpack(folder, files):
     """Put into `folder` what `pack` packed."""
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)

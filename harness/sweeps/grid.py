@@ -1,11 +1,12 @@
-"""The grid of a sweep: its configurations and seeds, what they are called, and its trials."""
+"""The grid of a sweep: its trials, each a run of run.py with its own flags and seed."""
 
 import argparse
 import hashlib
 import itertools
+import math
 import re
 import shlex
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from harness.arguments import as_text, flag
 from harness.environments import make_environment
@@ -17,15 +18,38 @@ MOST_SEEDS = 10_000
 LONGEST_NAME = 200
 
 
-class Trial(NamedTuple):
-    """One run of a sweep: a configuration with a seed."""
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: run.py's flags, each with one value (of `set`, a dict), and a seed."""
 
-    name: str  # its log folder is NAME-log, its printed output NAME.txt
-    configuration: str  # the flags that were given, as on the command line
-    columns: dict  # the configuration in results.csv, a text for each column
-    solved_from: float  # the least episode_return_avg that solves the environment, or None
+    flags: dict
     seed: int
-    job: dict  # what it takes to run it: flags (a dict), seed, max_steps
+    max_steps: int
+    solved_from: float  # the least episode_return_avg that solves the environment, or infinity
+    others: dict = field(default_factory=dict)  # hyperparameters that a preset made differ
+
+    @property
+    def arguments(self):
+        """Its flags as run.py's command line, a list."""
+        words = []
+        for name, value in self.flags.items():
+            for text in as_text(value).split():  # `set` may have several
+                words += [flag(name), text]
+        return words
+
+    @property
+    def configuration(self):
+        """Its flags as one text, which names them in tables and pictures."""
+        return shlex.join(self.arguments)
+
+    @property
+    def name(self):
+        """Of its log folder NAME-log and its output NAME.txt: readable and unique in its sweep."""
+        text = "-".join(word.removeprefix("--") for word in self.arguments)
+        name = re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII)[:LONGEST_NAME]
+        if name != text:
+            name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"{name}-seed-{self.seed}"
 
 
 def parse_seeds(text):
@@ -44,77 +68,32 @@ def parse_seeds(text):
     return list(seeds)
 
 
-def combinations(given):
-    """Every combination of the values of run.py's flags, in the order in which they were given.
+def make_trials(given, seeds, hyperparameters, presets):
+    """The trials of a sweep: every combination of the values given, with each seed.
 
-    Args:
-        given: dict of flags, each with its list of values; of `set`, a list of such lists.
-
-    Returns:
-        list of dicts of flags, each with one value; of `set`, a tuple of changes.
+    `given` is a dict of run.py's flags, each with a list of values; of `set`, a list of lists.
+    UsageError is raised if run.py would refuse one, or it would evaluate nothing.
     """
     given = given or {"preset": ["tutorial"]}
-    axes = [itertools.product(*one) if name == "set" else one for name, one in given.items()]
-    unique = map(dict.fromkeys, axes)
-    return [dict(zip(given, values, strict=True)) for values in itertools.product(*unique)]
-
-
-def texts(name, value):
-    """A flag's value as the command line takes it, a list; of `set`, a text for each change."""
-    return ["{}={}".format(*change) for change in value] if name == "set" else [as_text(value)]
-
-
-def command_line(flags):
-    """run.py's command line for a dict of flags, as a list."""
-    words = []
-    for name, value in flags.items():
-        for text in texts(name, value):
-            words += [flag(name), text]
-    return words
-
-
-def trial_name(flags, seed):
-    """A name for the files of a trial: readable, unique in its sweep, and not too long."""
-    text = "-".join(word.removeprefix("--") for word in command_line(flags))
-    name = re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII)[:LONGEST_NAME]
-    if name != text:
-        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return f"{name}-seed-{seed}"
-
-
-def checked_settings(flags, hyperparameters, presets):
-    """The settings of a run, a Namespace.
-
-    Raises:
-        UsageError: if run.py would refuse the flags, or nothing would be evaluated.
-    """
-    changes = dict(flags.get("set", ()))
-    if len(changes) < len(flags.get("set", ())):
-        raise UsageError("--set: a number is changed twice; give each name once")
-    settings = training_settings({**flags, "set": changes}, hyperparameters, presets)
-    if not settings.eval_every:
-        raise UsageError("--eval-every: a run is judged by its last evaluation, so it needs one")
-    return settings
-
-
-def make_trials(configurations, seeds, hyperparameters, presets):
-    """The trials of a sweep: each of the configurations (dicts of flags) with each seed.
-
-    Their columns are the settings that were given, or that differ between configurations.
-
-    Raises:
-        UsageError: if one of them can't be run and judged.
-    """
-    every = [checked_settings(flags, hyperparameters, presets) for flags in configurations]
-    differing = [name for name in hyperparameters if len({getattr(s, name) for s in every}) > 1]
-    columns = dict.fromkeys([*itertools.chain(*configurations), *differing])
-    trials = []
-    for flags, settings in zip(configurations, every, strict=True):
-        label = shlex.join(command_line(flags))
-        values = {**vars(settings), **flags}
-        shown = {name: " ".join(texts(name, values[name])) for name in columns}
+    if "set" in given:
+        changes = [dict(pairs) for pairs in itertools.product(*given["set"])]
+        if min(map(len, changes)) < len(given["set"]):
+            raise UsageError("--set: a number is changed twice; give each name once")
+        given = {**given, "set": changes}
+    grid = []
+    for values in itertools.product(*given.values()):
+        flags = dict(zip(given, values, strict=True))
+        grid.append((flags, training_settings(flags, hyperparameters, presets)))
+    every = [vars(settings) for _, settings in grid]
+    differing = [name for name in hyperparameters if len({one[name] for one in every}) > 1]
+    trials = {}
+    for flags, settings in grid:
+        if not settings.eval_every:
+            raise UsageError("--eval-every 0: a run is judged by its last evaluation")
+        others = {name: getattr(settings, name) for name in differing if name not in flags}
         threshold = make_environment(settings.env).spec.reward_threshold
+        solved_from = math.inf if threshold is None else threshold
         for seed in seeds:
-            job = {"flags": flags, "seed": seed, "max_steps": settings.max_steps}
-            trials.append(Trial(trial_name(flags, seed), label, shown, threshold, seed, job))
-    return trials
+            trial = Trial(flags, seed, settings.max_steps, solved_from, others)
+            trials[trial.name] = trial  # a value given twice runs once
+    return list(trials.values())

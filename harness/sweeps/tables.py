@@ -1,107 +1,72 @@
 """What a sweep shows: a live table while it runs, then a table and a picture of the results."""
 
-import contextlib
-import io
 import math
-import shutil
 import textwrap
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 from ray import tune
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
-from harness.sweeps.grid import trial_name
-from harness.sweeps.results import interval, last_line, make_row, save_results, write_rows
+from harness.sweeps.results import interval, make_tables
 from harness.terminal import log
 from harness.whole_files import attempt, write_file
 
-HEADINGS = ("configuration", "solved\n[95 %]", "interquartile\nmean [95 %]", "mean\n± sd")
-HEADINGS += ("first\nsolved", "seconds")
 NARROWEST = 80  # columns of a terminal
-PLAIN = {"markup": False, "emoji": False, "highlight": False}  # print texts as they are
 LOOK = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
 
 
-def name_of(trial):
-    """The name of one of Tune's trials."""
-    return trial_name(trial.config["job"]["flags"], trial.config["job"]["seed"])
+def plain_console():
+    """A console that prints texts as they are."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 class LiveTable(tune.Callback):
-    """Logs each trial that ends and, in a terminal, shows a table of those that are running.
+    """Logs each trial that ends; rendered, it is a table of those that are running."""
 
-    It also keeps results.csv up to date.
-    """
+    def __init__(self, folder, count):
+        self.folder, self.count, self.ended = folder, count, 0
+        self.running = {}  # one of Tune's trials: its latest result
+        self.failed = set()  # names
 
-    def __init__(self, folder, trials, rows):
-        """`trials`: list of Trial; `rows`: dict of name: row of results.csv, updated here."""
-        self.folder, self.rows, self.ended = folder, rows, 0
-        self.trials = {trial.name: trial for trial in trials}
-        self.running = {}  # name: the latest result
-        self.live = None  # can't be made yet: Tune pickles this object
-
-    def setup(self, **info):
-        console = Console(**PLAIN)
-        self.live = Live(get_renderable=self.table, console=console, transient=True)
-        self.live.start()
-        self.live.console.show_cursor()  # a second Ctrl-C would leave it hidden
-
-    def close(self):
-        """Take the table off the screen."""
-        with contextlib.suppress(OSError):  # the terminal is gone
-            if self.live:
-                self.live.stop()
-
-    def table(self):
+    def render(self):
         """The running trials, a rich Table."""
-        waiting = len(self.trials) - self.ended - len(self.running)
+        waiting = self.count - self.ended - len(self.running)
         counts = f"{self.ended} ended, {len(self.running)} running, {waiting} waiting"
-        table = Table("running", caption=counts, caption_justify="left", **LOOK)
-        for heading in ("seed", "step", "episode_return_avg"):
-            table.add_column(heading, justify="right")
-        for name, result in list(self.running.items()):
-            trial = self.trials[name]
-            step = f"{result.get('step', 0):.0f}/{trial.job['max_steps']}"
+        columns = "running", "seed", "step", "episode_return_avg"
+        table = Table(*columns, caption=counts, caption_justify="left", **LOOK)
+        for tune_trial, result in list(self.running.items()):
+            trial = tune_trial.config["trial"]
+            step = f"{result.get('step', 0):.0f}/{trial.max_steps}"
             average = number(result.get("episode_return_avg", math.nan))
             table.add_row(trial.configuration, str(trial.seed), step, average)
         return table
 
-    def on_trial_start(self, iteration, trials, trial, **info):
-        self.running[name_of(trial)] = {}
-
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        self.running[name_of(trial)] = result
+        self.running[trial] = result
 
     def on_trial_recover(self, iteration, trials, trial, **info):
-        name = name_of(trial)
-        self.running.pop(name, None)
-        log(f"Retrying {name}, which last printed: {last_line(self.folder, name)}")
+        self.running.pop(trial, None)
+        log(f"Retrying {trial.config['trial'].name}")
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        name = name_of(trial)
-        self._end(name, failed=True)
-        log(f"{self._count()} {name} failed; it last printed: {last_line(self.folder, name)}")
+        name = trial.config["trial"].name
+        self.failed.add(name)
+        self._end(trial, f"failed: see {self.folder / name}.txt")
 
     def on_trial_complete(self, iteration, trials, trial, **info):
-        name = name_of(trial)
-        if name in self.running:  # a signal ends those that are waiting, too
-            self._end(name)
-        if self.rows[name]["status"] == "finished":
-            average = self.rows[name]["episode_return_avg"]
-            log(f"{self._count()} {name} finished: episode_return_avg {average:.3f}")
+        result = self.running.get(trial, {})
+        if result.get("finished"):  # a signal ends the others, too
+            average = result.get("episode_return_avg", math.nan)
+            self._end(trial, f"finished: episode_return_avg {average:.3f}")
 
-    def _end(self, name, failed=False):
-        self.running.pop(name, None)
-        self.rows[name] = make_row(self.folder, self.trials[name], failed)
-        write_rows(self.folder, self.rows)
-
-    def _count(self):
+    def _end(self, trial, text):
+        self.running.pop(trial, None)
         self.ended += 1
-        return f"{self.ended}/{len(self.trials)}"
+        log(f"{self.ended}/{self.count} {trial.config['trial'].name} {text}")
 
 
 def number(value, form=".1f"):
@@ -113,9 +78,10 @@ def number(value, form=".1f"):
 
 def summary_table(summary):
     """A DataFrame of summary.csv as a text of two or more lines for each configuration."""
-    table = Table(leading=1, **LOOK)
-    for heading in HEADINGS:
-        table.add_column(heading, overflow="fold")  # narrow columns cut no figures
+    headings = "configuration", "solved\n[95 %]", "interquartile\nmean [95 %]", "mean\n± sd"
+    headings += "first\nsolved", "seconds"
+    # Folded, narrow columns cut no figures.
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), leading=1, **LOOK)
     for row in summary.itertuples():
         judged = row.runs + row.failed
         low, high = 100 * row.solved_low, 100 * row.solved_high
@@ -129,48 +95,45 @@ def summary_table(summary):
             number(row.median_first_solved_step, ".0f"),
             number(row.seconds),
         )
-    width = max(NARROWEST, shutil.get_terminal_size().columns)
-    console = Console(file=io.StringIO(), width=width, **PLAIN)
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    console = plain_console()
+    console.width = max(NARROWEST, console.width)
+    with console.capture() as shown:
+        console.print(table)
+    return "\n".join(map(str.rstrip, shown.get().splitlines()))
 
 
 def draw_curves(path, evaluations):
     """Draw the mean of each configuration's evaluations, with its 95 % interval as a band.
 
     A run that ended early keeps its last evaluation.
-
-    Args:
-        evaluations: DataFrame of configuration, seed, step and episode_return_avg.
     """
     groups = list(evaluations.groupby("configuration", sort=False))
     figure = Figure(figsize=(8, 5 + 0.4 * len(groups)), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="episode_return_avg")
-    for i, (configuration, rows) in enumerate(groups):
+    for configuration, rows in groups:
         runs = rows.pivot(index="step", columns="seed", values="episode_return_avg").ffill()
         label = f"{configuration} (n = {runs.shape[1]})"
         label = textwrap.fill(label, NARROWEST, break_on_hyphens=False)
-        look = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":", "-.")[i // 10 % 4]}
-        axes.plot(runs.mean(axis=1, skipna=False), label=label, **look)
+        (line,) = axes.plot(runs.mean(axis=1, skipna=False), label=label)
         low, high = interval(runs.T, np.mean)
-        axes.fill_between(runs.index, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(runs.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center")
-    write_file(path, lambda part: figure.savefig(part, dpi=150))
+    write_file(path, partial(figure.savefig, dpi=150))
 
 
-def report(folder, trials, rows):
-    """Save the results; show those of the configurations that have finished runs.
-
-    Args:
-        trials: list of Trial.
-        rows: dict of name: row of results.csv.
-    """
-    for trial in trials:
-        if rows[trial.name]["status"] == "unfinished":  # it may have evaluated while it was stopped
-            rows[trial.name] = make_row(folder, trial)
-    summary, evaluations = save_results(folder, trials, rows)
-    if len(evaluations):
-        attempt(draw_curves, folder / "learning_curves.png", evaluations)
+def report(folder, trials, failed):
+    """Save the results; show those of the finished runs; return the set of all statuses."""
+    results, summary, evaluations = make_tables(folder, trials, failed)
+    for name, table in (("results", results), ("summary", summary), ("evaluations", evaluations)):
+        if len(table):
+            # %.10g: no 3.1500000000000004
+            write = partial(table.to_csv, index=False, float_format="%.10g")
+            attempt(write_file, folder / f"{name}.csv", write)
+    finished = results[results["status"] == "finished"]
+    if len(finished):
+        curves = evaluations.merge(finished[["configuration", "seed"]])
+        attempt(draw_curves, folder / "learning_curves.png", curves)
         log(summary_table(summary[summary["runs"] > 0]))
         log(f"results.csv, summary.csv, evaluations.csv and learning_curves.png are in {folder}")
+    return set(results["status"])
