@@ -1,14 +1,10 @@
 """How long a training step takes, part by part, beside Stable-Baselines3's DQN.
 
-    python bench.py                 a table of medians, in microseconds
-    python bench.py --json FILE     the same figures as JSON, too
-
 The last lines compare with Stable-Baselines3, where it is installed (requirements-bench.txt):
 the same environment, network, batch and buffer, one fit after every step, taken in turns.
 """
 
 import io
-import json
 import tempfile
 import time
 from contextlib import redirect_stdout
@@ -16,16 +12,16 @@ from pathlib import Path
 from statistics import median
 
 import run
-from harness.arguments import Parser, parse_threads, whole
+from harness.arguments import MANY, Parser, parse_threads, whole
 from harness.backend import start_tensorflow
-from harness.errors import UsageError, reason
-from harness.settings import plain, training_settings
+from harness.errors import UsageError
+from harness.settings import training_settings
 from replay_buffer import ReplayBuffer
 
 STEPS = 1000  # of a turn
-SETTINGS = {"seed": 1, "train_start": 100, "eval_every": 0, "max_steps": 10**9}
-SETTINGS |= {"log_every": 10**9, "snapshot_every": 10**9}
-SIZES = "hidden", "batch_size", "buffer_size"
+SETTINGS = {"seed": 1, "train_start": 100, "eval_every": 0, "max_steps": MANY}
+SETTINGS |= {"log_every": MANY, "snapshot_every": MANY}
+SIZES = "hidden", "batch_size", "buffer_size", "n_step", "max_repeat"
 
 
 class Turns:
@@ -110,22 +106,17 @@ def stable_baselines(settings):
 def main():
     """Measure and print."""
     parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="save the figures")
     parser.add_argument("--turns", type=whole(1, 1000), default=9, metavar="N", help="default 9")
     parser.add_argument("--threads", type=parse_threads, metavar="N", help="default 1")
+    parser.add_argument("--preset", choices=run.PRESETS, help="default tutorial")
     parser.add_hyperparameters({name: run.HYPERPARAMETERS[name] for name in SIZES})
     given = vars(parser.parse_args())
-    path, turns = given.pop("json"), given.pop("turns")
+    turns = given.pop("turns")
     try:
         settings = training_settings({**SETTINGS, **given}, run.HYPERPARAMETERS, run.PRESETS)
-        if path:
-            path.touch()
     except UsageError as error:
         parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--json {path}: {reason(error).lower()}")
     start_tensorflow(settings.threads, settings.seed)
-
     seconds, peer = time_parts(), stable_baselines(settings)
     stop = Turns(turns, peer)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
@@ -140,8 +131,6 @@ def main():
         print("to compare with Stable-Baselines3: pip install -r requirements-bench.txt")
     for name, figure in figures.items():
         print(f"{name:30} {figure:9.2f}")
-    if path:
-        path.write_text(json.dumps(plain(settings) | figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

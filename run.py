@@ -15,7 +15,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
 
 import numpy as np
 
-from harness.arguments import Hyperparameter, parse_arguments
+from harness.arguments import MANY, Hyperparameter, parse_arguments
 from harness.backend import compile_step, keras, start_tensorflow, tf
 from harness.environments import make_environment
 from harness.errors import TrainingError, UsageError, finite
@@ -46,7 +46,6 @@ EVAL_EPSILON = 0.0
 TRAIN_EPSILON = 0.01
 Q_VALIDATION_SIZE = 10000
 
-MANY = 10**9
 HYPERPARAMETERS = {
     "gamma": Hyperparameter(DISCOUNT_FACTOR_GAMMA, 0, 1, "discount factor of future rewards"),
     "learning_rate": Hyperparameter(LEARNING_RATE, 1e-9, 10, "Adam's learning rate"),

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from harness.environments import ENVIRONMENT
 
+MANY = 10**9
+
 
 class Hyperparameter(NamedTuple):
     """One row of the table of hyperparameters; its type is that of its default."""
@@ -22,19 +24,14 @@ class Hyperparameter(NamedTuple):
         A tuple's bounds hold for each of its comma-separated numbers.
         """
         if isinstance(self.default, tuple):
-            return tuple(self._number(part, int) for part in text.split(","))
-        return self._number(text, type(self.default))
-
-    def _number(self, text, kind):
-        name = {int: "a whole number", float: "a number"}[kind]
-        number = _finite(text)
-        if number is None or (kind is int and not number.is_integer()):
-            raise argparse.ArgumentTypeError(f"expected {name}, not {text!r}")
-        value = int(text) if kind is int and text.strip("+-").isdecimal() else kind(number)
-        if not self.least <= value <= self.most:
-            bounds = f"from {self.least} to {self.most}"
-            raise argparse.ArgumentTypeError(f"expected {name} {bounds}, not {text}")
-        return value
+            return tuple(self._replace(default=0).parse(part) for part in text.split(","))
+        whole, value = isinstance(self.default, int), as_number(text)
+        if not self.least <= value <= self.most or (whole and not value.is_integer()):
+            kind = "a whole number" if whole else "a number"
+            raise argparse.ArgumentTypeError(
+                f"expected {kind} from {self.least} to {self.most}, not {text!r}"
+            )
+        return int(value) if whole else value
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,27 +68,20 @@ def as_text(value):
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
+def as_number(text):
+    """The float that `text` stands for, NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def whole(least, most):
     """An argparse type: a whole number within bounds."""
     return Hyperparameter(0, least, most, "").parse
 
 
-def parse_return(text):
-    """An argparse type: a finite number."""
-    number = _finite(text)
-    if number is None:
-        raise argparse.ArgumentTypeError(f"expected a number, such as -110, not {text!r}")
-    return number
-
-
-def _finite(text):
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
+parse_return = Hyperparameter(0.0, -MANY, MANY, "").parse
 parse_seed = whole(0, 2**31 - 1)
 parse_threads = whole(0, 1024)
 
@@ -121,8 +111,8 @@ def log_folder(text):
 def parse_change(text):
     """The (name, number) that `--set NAME=VALUE` stands for."""
     name, _, value = text.partition("=")
-    number = _finite(value)
-    if not name or number is None:
+    number = as_number(value)
+    if not name or not math.isfinite(number):
         raise argparse.ArgumentTypeError(
             f"expected NAME=NUMBER, such as gravity=0.002, not {text!r}"
         )

@@ -121,8 +121,8 @@ def read_settings(saved, hyperparameters, given, source):
     """
     parsers = {name: row.parse for name, row in hyperparameters.items()}
     parsers |= {"env": str, "seed": parse_seed}
-    optional = {"threads": parse_threads, "until": _return_or_none, "command": str}
-    parsers |= {name: parse for name, parse in optional.items() if name in saved}
+    optional = {"threads": parse_threads, "until": parse_return, "command": str}
+    parsers |= {k: parse for k, parse in optional.items() if saved.get(k) is not None}
     if not {"set", *parsers} <= saved.keys():
         raise UsageError(f"{source} is of another version of this program")
     try:
@@ -133,10 +133,6 @@ def read_settings(saved, hyperparameters, given, source):
     if ":" in settings["env"] and "env" not in given:  # gym would import what precedes the colon
         raise UsageError(f"{source} names code to import; --env {settings['env']!r} allows it")
     return {**settings, "set": dict(changes)}
-
-
-def _return_or_none(text):
-    return None if text == "None" else parse_return(text)
 
 
 def check_fit(settings):

@@ -257,11 +257,11 @@ def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, 
     ("change", "says"),
     [
         ({"env": "evil:Car-v0"}, "its run names code to import; --env 'evil:Car-v0' allows it"),
-        ({"gamma": "x"}, "its run has impossible settings: expected a number, not 'x'"),
+        ({"gamma": "x"}, "its run has impossible settings: expected a number from 0 to 1, not 'x'"),
         ({"set": {"gravity": "x"}}, "its run has impossible settings: expected NAME=NUMBER"),
         ({"set": [1]}, "its run has impossible settings"),
         ({"seed": None}, "its run has impossible settings"),
-        ({"epsilon": 7}, "its run has impossible settings: expected a number from 0 to 1, not 7"),
+        ({"epsilon": 7}, "its run has impossible settings: expected a number from 0 to 1, not '7'"),
     ],
 )
 def test_a_snapshot_whose_run_is_impossible_is_refused(train, here, capsys, change, says):

@@ -17,6 +17,7 @@ import run
 import see
 from harness import start, viewer
 from harness.errors import UsageError
+from harness.frames import GIF_FRAME_MS, GIF_PAUSE_MS
 
 GOING_ON = SimpleNamespace(number=0)
 QUICK = {"goal_position": -1.0}  # the first step ends the episode
@@ -115,8 +116,8 @@ def test_a_gif_loops_and_is_small_and_pauses_at_the_end_with_the_car_at_the_flag
             picture.seek(frame)
             frames.append(np.asarray(picture.convert("RGB")).astype(int))
             milliseconds += picture.info["duration"]
-        assert picture.info["duration"] >= viewer.GIF_PAUSE_MS
-    assert milliseconds == 124 * viewer.GIF_FRAME_MS + viewer.GIF_PAUSE_MS
+        assert picture.info["duration"] >= GIF_PAUSE_MS
+    assert milliseconds == 124 * GIF_FRAME_MS + GIF_PAUSE_MS
     first, last = frames[0], frames[-1]
     assert (abs(last - [204, 204, 0]).max(axis=2) < 20).any()  # the flag is yellow
     right = np.s_[:, 520:]
@@ -156,8 +157,8 @@ def test_force_replaces_earlier_frames_of_these_episodes_and_nothing_else(here):
     [
         ({"gif": "car.mp4"}, "--gif: expected a file name that ends in .gif, not 'car.mp4'"),
         ({"gif": ""}, "--gif: expected a file name that ends in .gif, not ''"),
-        ({"gif": "missing/x.gif"}, "--gif: there is no folder missing"),
-        ({"gif": "folder.gif", "force": True}, "--gif: folder.gif is a folder"),
+        ({"gif": "missing/x.gif"}, "--gif: can.t write missing.x.gif: No such file"),
+        ({"gif": "folder.gif", "force": True}, "--gif: can.t write folder.gif: it is a folder"),
         ({"gif": "x" * 300 + ".gif"}, "x.gif: File name too long"),
         ({"gif": "x.gif", "images": True}, "--gif and --images exclude each other"),
         ({"gif": "x.gif", "env": "Corridor-v0"}, "--env Corridor-v0: .* can't be drawn"),
