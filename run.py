@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.arguments import MANY, Hyperparameter, parse_arguments
 from harness.backend import compile_step, keras, start_tensorflow, tf
-from harness.environments import make_environment
+from harness.environments import make_environment, observation_bounds
 from harness.errors import TrainingError, UsageError, finite
 from harness.log_folder import locked
 from harness.network import FlatModel, q_function
@@ -51,6 +51,7 @@ HYPERPARAMETERS = {
     "learning_rate": Hyperparameter(LEARNING_RATE, 1e-9, 10, "Adam's learning rate"),
     "n_step": Hyperparameter(1, 1, 1000, "rewards summed before bootstrapping"),
     "hidden": Hyperparameter((32, 32), 1, 8192, "units of each hidden layer"),
+    "scale_inputs": Hyperparameter(0, 0, 1, "1: fit the first weights to the observations' bounds"),
     "batch_size": Hyperparameter(BATCH_SIZE, 1, 10**6, "transitions fitted at each step"),
     "target_update_every": Hyperparameter(TARGET_UPDATE_EVERY, 1, MANY, "steps per target copy"),
     "epsilon": Hyperparameter(TRAIN_EPSILON, 0, 1, "share of random actions in training"),
@@ -75,13 +76,15 @@ PRESETS = {
 }
 
 
-def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0):
+def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0, scale_inputs=0):
     """The Q network: Q values of the actions that the mask lets through, zeros for the others.
 
     Args:
         env: gym environment, asked for the sizes of its observations and actions.
         hidden: tuple of int, the units of each hidden layer.
         clipnorm: the longest gradient of all weights together; longer ones are shortened to it.
+        scale_inputs: 1 to begin as if all observed numbers ranged from -1 to 1, as LeCun et al.
+            1998 advise ("Efficient BackProp", section 4.3): a velocity is at most 0.07.
 
     Returns:
         compiled keras.Model of float32 inputs (batch, *observation shape) and (batch, n_actions).
@@ -95,6 +98,9 @@ def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0
     output = keras.layers.Dense(n_actions, name="output")(layer)
     filtered_output = keras.layers.Multiply(name="filtered_output")([output, action_mask])
     model = keras.Model([observations, action_mask], filtered_output, name="q_network")
+    if scale_inputs:
+        kernel, *others = model.get_weights()
+        model.set_weights([kernel / observation_bounds(env)[:, None], *others])
     optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=clipnorm)
     model.compile(optimizer, loss="mean_squared_error")
     return model
@@ -226,7 +232,9 @@ def train(settings, folder, stop, weights=None, state=None):
     """
     env = make_environment(settings.env, settings.set)
     eval_env = make_environment(settings.env, settings.set)
-    keras_model = create_model(env, settings.hidden, settings.learning_rate, settings.clipnorm)
+    keras_model = create_model(
+        env, settings.hidden, settings.learning_rate, settings.clipnorm, settings.scale_inputs
+    )
     model, target_model = FlatModel(keras_model, weights), FlatModel(keras_model, weights)
     size, seed = env.observation_space.shape[0], [settings.seed, 1]
     replay_buffer = ReplayBuffer(settings.buffer_size, size, settings.gamma, settings.n_step, seed)

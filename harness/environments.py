@@ -4,9 +4,12 @@ import contextlib
 import inspect
 import io
 
+import numpy as np
+
 from harness.errors import UsageError
 
 ENVIRONMENT = "MountainCar-v0"
+MOST_BOUND = 1e6  # of an observed number; one that can be larger, or infinite, has no real bound
 # What the observed numbers and the actions are, where gym's documentation names them.
 NAMES = {"MountainCar": (("position", "velocity"), ("push left", "no push", "push right"))}
 
@@ -90,6 +93,12 @@ def construct_again(env, changes):
     env.__init__(**env.spec.kwargs)
     env.__class__ = kind
     vars(env).update(changes)
+
+
+def observation_bounds(env):
+    """The largest absolute value of each observed number, float32 (n,); 1 where there is none."""
+    bounds = np.maximum(abs(env.observation_space.low), abs(env.observation_space.high))
+    return np.where((bounds > 0) & (bounds < MOST_BOUND), bounds, 1)
 
 
 def observation_names(env):

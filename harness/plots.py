@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from harness.environments import action_names, observation_names
+from harness.environments import MOST_BOUND, action_names, observation_names
 
 # TensorBoard shows every picture 350 pixels wide and doesn't smooth when it scales: pictures of
 # another width would lose thin lines, such as minus signs.
@@ -22,7 +22,6 @@ DPI = 80  # makes Matplotlib's default fonts 11 and 13 pixels high
 PLOT = 70, 46, 184, 184  # left, bottom, width and height in pixels
 COLOUR_BAR = 262, 46, 13, 184
 GRID = 92  # the plots show GRID * GRID states, 2 * 2 pixels each
-MAX_BOUND = 1e6  # an observed number that can be larger, or infinite, makes no useful axis
 # Okabe and Ito's colours, which colour-blind people can tell apart, with grey instead of black.
 COLOURS = ["#0072b2", "#dddddd", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"]
 
@@ -40,7 +39,7 @@ def draw_pictures(env, q_function):
         observed numbers, both bounded, and all the Q values are finite.
     """
     low, high = np.float64([env.observation_space.low, env.observation_space.high])
-    if low.shape != (2,) or not ((low > -MAX_BOUND) & (low < high) & (high < MAX_BOUND)).all():
+    if low.shape != (2,) or not ((low > -MOST_BOUND) & (low < high) & (high < MOST_BOUND)).all():
         return {}
     cells = low + (np.arange(GRID)[:, None] + 0.5) / GRID * (high - low)
     states = np.stack(np.meshgrid(*cells.T), axis=-1, dtype=np.float32)

@@ -25,7 +25,6 @@ def policy_to_play(given, hyperparameters):
     Raises:
         UsageError: if the flags contradict each other, or name a file that can't be used.
     """
-    playing_settings(given, {})  # refuses contradictions before a file is read
     path, weights, origin = load(given, hyperparameters)
     origin = {name: origin[name] for name in origin and ("env", "set")}
     settings = playing_settings(given, origin)
@@ -47,18 +46,18 @@ def starting_point(given, hyperparameters, presets):
         state = load_state(given["resume"] / STATE_FILE)
         settings = resumed_settings(given, state, hyperparameters)
         return settings, given["resume"], {"weights": None, "state": state}
-    settings = training_settings(given, hyperparameters, presets)
-    if "model" not in given:
-        return settings, create_log_folder(settings.name), {"weights": None, "state": None}
-    path, weights, origin = load(given, hyperparameters)
-    layers = tuple(len(bias) for bias in weights[1:-2:2])
-    settings = training_settings(given, hyperparameters, presets, {**origin, "hidden": layers})
-    if settings.hidden != layers:
-        raise UsageError(
-            f"--hidden: {path} has layers of {as_text(layers)}, not {as_text(settings.hidden)}; "
-            f"add --hidden {as_text(layers)}"
-        )
-    accept(path, weights, settings, origin)
+    weights, origin = None, {}
+    if "model" in given:
+        path, weights, origin = load(given, hyperparameters)
+        origin["hidden"] = tuple(len(bias) for bias in weights[1:-2:2])
+    settings = training_settings(given, hyperparameters, presets, origin)
+    if weights:
+        layers, asked = as_text(origin["hidden"]), as_text(settings.hidden)
+        if asked != layers:
+            raise UsageError(
+                f"--hidden: {path} has layers of {layers}, not {asked}; add --hidden {layers}"
+            )
+        accept(path, weights, settings, origin)
     return settings, create_log_folder(settings.name), {"weights": weights, "state": None}
 
 

@@ -189,6 +189,22 @@ def test_the_network_is_the_tutorials(tensorflow, env):
 
 
 @pytest.mark.parametrize(
+    ("env_id", "bounds"),
+    [("MountainCar-v0", [1.2, 0.07]), ("CartPole-v1", [4.8, 1, 0.41887903, 1])],
+)
+def test_scaled_inputs_begin_as_if_they_ranged_from_minus_1_to_1(tensorflow, env_id, bounds):
+    env, weights = make_environment(env_id), []
+    for scale_inputs in (0, 1):
+        keras.utils.set_random_seed(1)
+        weights.append(run.create_model(env, scale_inputs=scale_inputs).get_weights())
+    plain, scaled = weights
+    observations = np.random.default_rng(0).normal(size=(5, len(bounds))).astype(np.float32)
+    np.testing.assert_allclose(
+        q_function(scaled, observations * np.float32(bounds)), q_function(plain, observations), 1e-4
+    )
+
+
+@pytest.mark.parametrize(
     ("epsilon", "low", "high"), [(0, 0, 0), (0.5, 4800, 5200), (1, 10**4, 10**4)]
 )
 def test_epsilon_is_the_share_of_random_actions(epsilon, low, high):

@@ -20,6 +20,7 @@ from harness.environments import make_environment
 from harness.log_folder import create_log_folder
 from harness.snapshots import save_snapshot
 
+POLICY = str(ROOT / "assets" / "mountain.h5")
 PROGRAMS = {"run.py": run.main, "see.py": see.main}
 
 
@@ -102,6 +103,7 @@ def test_every_number_of_the_tutorial_is_a_default():
         "epsilon": 0.01, "max_steps": 200000, "log_every": 2000, "snapshot_every": 50000,
         "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
         "n_step": 1, "initial_epsilon": 1.0, "epsilon_decay_steps": 0, "max_repeat": 1,
+        "scale_inputs": 0,
     }  # fmt: skip
 
 
@@ -132,7 +134,7 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--until", "nan"], "expected a number"),
         (["--until", "-110", "--eval-every", "0"], "--until needs evaluations"),
         (["--train"], "--train goes on from a snapshot: name it with --model X.h5"),
-        (["--model", "x.h5", "--until", "-110"], "--until does nothing when a policy is played"),
+        (["--model", POLICY, "--until", "-110"], "--until does nothing when a policy is played"),
         (["--seed", "-1"], "--seed"),
         (["--seed", "2147483648"], "--seed"),
         (["--threads", "-1"], "--threads"),
@@ -152,9 +154,9 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--view"], "--model"),
         (["--gif", "a.gif"], "--model"),
         (["--episodes", "3"], "--model"),
-        (["--model", "x.h5", "--epsilon", "0.1"], "--epsilon does nothing when a policy is played"),
-        (["--model", "x.h5", "--eval", "--train"], "--eval does nothing when a policy is trained"),
-        (["--model", "x.h5", "--view", "--eval"], "--view opens a window, --eval doesn't"),
+        (["--model", POLICY, "--epsilon", "0.1"], "--epsilon does nothing when a policy is played"),
+        (["--model", POLICY, "--eval", "--train"], "--eval does nothing when a policy is trained"),
+        (["--model", POLICY, "--view", "--eval"], "--view opens a window, --eval doesn't"),
         (["--model", "x.h5"], "can't use x.h5: no such file"),
         (["--model", "."], "can't use .: is a directory"),
         (["--resume", "x-log"], "--resume: x-log/state.npz: no such file; there is no such folder"),
