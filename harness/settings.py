@@ -113,16 +113,20 @@ def read_settings(saved, hyperparameters, given, source):
     """The settings in a file that anyone may have written, through the flags' own checks.
 
     Args:
-        saved: dict of every hyperparameter, `env`, `set` and `seed`, and possibly more.
+        saved: dict of hyperparameters, `env`, `set` and `seed`, and possibly more; what an older
+            version didn't know yet has its default.
         source: what they were found in, for the errors.
 
     Raises:
         UsageError: if a flag would refuse one, or the environment is code that no flag allows.
     """
+    saved = {name: row.default for name, row in hyperparameters.items()} | saved
     parsers = {name: row.parse for name, row in hyperparameters.items()}
     parsers |= {"env": str, "seed": parse_seed}
     optional = {"threads": parse_threads, "until": parse_return, "command": str}
-    parsers |= {k: parse for k, parse in optional.items() if saved.get(k) is not None}
+    if saved.get("until") is None:
+        del optional["until"]
+    parsers |= {name: parse for name, parse in optional.items() if name in saved}
     if not {"set", *parsers} <= saved.keys():
         raise UsageError(f"{source} is of another version of this program")
     try:

@@ -92,7 +92,7 @@ def test_a_state_of_another_version_is_refused(folder, capsys):
 
     def forget(document, arrays):
         document["version"] = VERSION
-        del document["settings"]["n_step"]
+        del document["settings"]["env"]
 
     rewrite(folder / STATE_FILE, forget)
     assert "another version" in resume_error(folder, capsys)
