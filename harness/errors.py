@@ -1,5 +1,6 @@
 """The errors that a user meets, each shown as one line."""
 
+import contextlib
 import math
 
 
@@ -12,10 +13,19 @@ class TrainingError(Exception):
 
 
 def reason(error):
-    """Why the system refused something, in a few words, from an OSError or a MemoryError."""
+    """Why something failed, in a few words: the system's own in lower case, where it has some."""
     if isinstance(error, MemoryError):
         return "out of memory"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return (getattr(error, "strerror", None) or "").lower() or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def usage_error(what):
+    """Report what the system refuses, and any ValueError, as a UsageError: `what`, and why."""
+    try:
+        yield
+    except (OSError, MemoryError, ValueError) as error:
+        raise UsageError(f"{what}: {reason(error)}") from None
 
 
 def finite(array, step):

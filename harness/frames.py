@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from harness.errors import UsageError, reason
+from harness.errors import UsageError, usage_error
 from harness.terminal import log
 from harness.whole_files import write_file
 
@@ -19,21 +19,12 @@ GIF_FRAME_MS, GIF_PAUSE_MS = 30, 1500
 
 
 @contextlib.contextmanager
-def writing(flag, path):
-    """Report a failure to write `path` as a UsageError."""
-    try:
-        yield
-    except (OSError, MemoryError) as error:
-        raise UsageError(f"{flag}: can't write {path}: {reason(error)}") from None
-
-
-@contextlib.contextmanager
 def gif_file(name, force):
     """Write an animated GIF that loops, with a pause at the end of each episode."""
     path, frames, milliseconds, palette = Path(name), [], [], None
     if path.suffix.lower() != ".gif":
         raise UsageError(f"--gif: expected a file name that ends in .gif, not {name!r}")
-    with writing("--gif", path):
+    with usage_error(f"--gif: can't write {path}"):
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         if path.exists() and not force:
@@ -50,7 +41,7 @@ def gif_file(name, force):
 
     yield draw
     options = {"save_all": True, "append_images": frames[1:], "loop": 0, "optimize": True}
-    with writing("--gif", path):
+    with usage_error(f"--gif: can't write {path}"):
         write_file(path, lambda part: frames[0].save(part, duration=milliseconds, **options))
     log(f"Saved {path}")
 
@@ -65,12 +56,13 @@ def png_files(episodes, force):
     saved = []
 
     def draw(env):
-        saved.append(Path(f"{env.episode}_{env.step_number:06}.png"))
-        with writing("--images", saved[-1]):
-            Image.fromarray(env.env.render()).save(saved[-1])
+        path = Path(f"{env.episode}_{env.step_number:06}.png")
+        with usage_error(f"--images: can't write {path}"):
+            Image.fromarray(env.env.render()).save(path)
+        saved.append(path)
 
     yield draw
     for path in earlier.difference(saved):
-        with writing("--images", path):
+        with usage_error(f"--images: can't remove {path}"):
             path.unlink()
     log(f"Saved {len(saved)} frames")

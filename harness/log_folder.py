@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from harness.errors import UsageError, reason
+from harness.errors import UsageError, usage_error
 
 try:
     import fcntl
@@ -27,14 +27,11 @@ def create_log_folder(name=None, kind="log"):
         raise UsageError(f"--name: expected a plain name without a path, not {name!r}")
     for number in range(1, 1000):
         folder = Path(f"{name or dated}{'' if number == 1 else f'-{number}'}-{kind}")
-        try:
+        with usage_error(f"can't make the folder {folder}"), contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
-        except FileExistsError:
-            if name is not None:
-                raise UsageError(f"--name: {folder} exists already; choose another name") from None
-        except OSError as error:
-            raise UsageError(f"can't make the folder {folder}: {reason(error)}") from None
+        if name is not None:
+            raise UsageError(f"--name: {folder} exists already; choose another name")
     raise UsageError(f"the folders up to {folder} exist already; give a name with --name")
 
 

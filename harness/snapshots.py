@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.errors import UsageError, reason
+from harness.errors import UsageError, usage_error
 from harness.snapshot_reader import ORIGIN, unpack
 from harness.terminal import log
 from harness.whole_files import unseal, write_sealed
@@ -51,35 +51,30 @@ def load_snapshot(path):
     Raises:
         UsageError: if the file can't be read, or isn't a snapshot of a Q network.
     """
-    try:
+    with usage_error(f"can't use {path}"):
         content = read_content(path)
-        reader = subprocess.run(
-            [sys.executable, "-I", READER],
-            input=content,
-            capture_output=True,
-            timeout=READER_SECONDS,
-            check=False,
-            # Ctrl-C is for this process; and threads would count as memory.
-            start_new_session=True,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        )
-    except subprocess.TimeoutExpired:
-        raise UsageError(f"can't use {path}: reading it took over {READER_SECONDS} s") from None
-    except (OSError, MemoryError) as error:
-        raise UsageError(f"can't use {path}: {reason(error).lower()}") from None
-    except ValueError as error:
-        raise UsageError(f"can't use {path}: {error}") from None
-    if reader.returncode:
-        lines = reader.stderr.decode(errors="replace").strip().splitlines()
-        why = lines[-1] if reader.returncode == 2 and lines else "HDF5 can't read it"
-        why = "".join(c if c.isprintable() else "?" for c in why[:200])
-        raise UsageError(f"can't use {path}: {why}")
-    weights, origin = unpack(reader.stdout)
-    try:
-        origin = json.loads(origin or "{}")
-        return weights, dict(origin)
-    except (ValueError, TypeError, RecursionError):
-        raise UsageError(f"can't use {path}: its run is described in no way known here") from None
+        try:
+            reader = subprocess.run(
+                [sys.executable, "-I", READER],
+                input=content,
+                capture_output=True,
+                timeout=READER_SECONDS,
+                check=False,
+                # Ctrl-C is for this process; and threads would count as memory.
+                start_new_session=True,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"reading it took over {READER_SECONDS} s") from None
+        if reader.returncode:
+            lines = reader.stderr.decode(errors="replace").strip().splitlines()
+            why = lines[-1] if reader.returncode == 2 and lines else "HDF5 can't read it"
+            raise ValueError("".join(c if c.isprintable() else "?" for c in why[:200]))
+        weights, origin = unpack(reader.stdout)
+        try:
+            return weights, dict(json.loads(origin or "{}"))
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError("its run is described in no way known here") from None
 
 
 def check_fit_for(env, weights, path):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
-from harness.errors import UsageError, reason
+from harness.errors import UsageError, usage_error
 from harness.whole_files import unseal, write_sealed
 
 STATE_FILE = "state.npz"
@@ -91,23 +91,16 @@ def load_state(path):
     Raises:
         UsageError: if there is no state, or it is damaged, or another version's.
     """
-    if path.exists() and not path.is_file():
-        raise UsageError(f"--resume: {path} isn't a file")
-    try:
+    with usage_error(f"--resume: {path}"):
+        if not path.parent.is_dir():
+            raise ValueError("no such folder")
+        if not path.exists():
+            raise ValueError("no run was saved there; start it again")
+        if not path.is_file():
+            raise ValueError("it isn't a file")
         content = unseal(path.read_bytes())
         if content is None:
             raise ValueError("the file isn't whole")
-    except FileNotFoundError:
-        why = "the run ended before it was saved; start it again"
-        if not path.parent.is_dir():
-            why = "there is no such folder"
-        elif not (path.parent / "config.json").exists():
-            why = "the folder isn't that of a run"
-        raise UsageError(f"--resume: {path}: no such file; {why}") from None
-    except (OSError, MemoryError) as error:
-        raise UsageError(f"--resume: {path}: {reason(error).lower()}") from None
-    except ValueError as error:
-        raise UsageError(f"--resume: {path}: {error}") from None
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             if any(item.compress_type for item in file.zip.infolist()):

@@ -73,8 +73,8 @@ def test_equal_flags_are_accepted(folder, capsys):
 
 
 def test_a_folder_without_state_is_refused(tmp_path, capsys):
-    assert "no such file" in resume_error(tmp_path, capsys)
-    assert "no such file" in resume_error(tmp_path / "nothing", capsys)
+    assert "no run was saved there" in resume_error(tmp_path, capsys)
+    assert "no such folder" in resume_error(tmp_path / "nothing", capsys)
 
 
 def test_a_state_that_is_no_file_is_refused(tmp_path, capsys):

@@ -144,7 +144,7 @@ def test_a_run_killed_before_its_first_state_is_refused_in_one_line(forks, tmp_p
     training = forks.run(tmp_path, f"--name early {FEW}", ["step", 5, "kill", "SIGKILL"])
     assert training.status == -signal.SIGKILL
     assert run.main(["--resume", str(tmp_path / "early-log")], NeverStop()) == 2
-    assert one_line(capsys).endswith("the run ended before it was saved; start it again")
+    assert one_line(capsys).endswith("no run was saved there; start it again")
 
 
 # Ctrl-C and SIGTERM --------------------------------------------------------------------------
@@ -259,8 +259,8 @@ def test_a_disk_full_to_the_end_is_status_1_and_what_was_saved_goes_on(forks, un
     folder = tmp_path / "full-log"
     assert training.status == 1
     lines = training.output.splitlines()
-    assert "warning: can't write full-log/state.npz: File too large; training goes on" in lines
-    assert "warning: can't write full-log/full-400.h5: File too large; training goes on" in lines
+    assert "warning: can't write full-log/state.npz: file too large; training goes on" in lines
+    assert "warning: can't write full-log/full-400.h5: file too large; training goes on" in lines
     assert lines[-1].startswith("run.py: error: the last snapshot or state")
     assert "Traceback" not in training.output
     assert not partial_files(folder)
@@ -288,7 +288,7 @@ def test_a_log_folder_that_is_gone_for_good_is_status_1(forks, tmp_path):
     assert training.status == 1
     lines = training.output.splitlines()
     assert (
-        "warning: can't write gone-log/gone-400.h5: No such file or directory; training goes on"
+        "warning: can't write gone-log/gone-400.h5: no such file or directory; training goes on"
         in lines
     )
     assert lines[-1].startswith("run.py: error: ")

@@ -159,7 +159,7 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--model", POLICY, "--view", "--eval"], "--view opens a window, --eval doesn't"),
         (["--model", "x.h5"], "can't use x.h5: no such file"),
         (["--model", "."], "can't use .: is a directory"),
-        (["--resume", "x-log"], "--resume: x-log/state.npz: no such file; there is no such folder"),
+        (["--resume", "x-log"], "--resume: x-log/state.npz: no such folder"),
         (["--max-steps", "1.5e0"], "expected a whole number"),
         (["--set", "force=1", "--set", "force=2"], "a number is changed twice"),
         (["--name", "a\tb"], "expected a plain name without a path"),

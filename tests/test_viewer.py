@@ -157,9 +157,9 @@ def test_force_replaces_earlier_frames_of_these_episodes_and_nothing_else(here):
     [
         ({"gif": "car.mp4"}, "--gif: expected a file name that ends in .gif, not 'car.mp4'"),
         ({"gif": ""}, "--gif: expected a file name that ends in .gif, not ''"),
-        ({"gif": "missing/x.gif"}, "--gif: can.t write missing.x.gif: No such file"),
+        ({"gif": "missing/x.gif"}, "--gif: can.t write missing.x.gif: no such file"),
         ({"gif": "folder.gif", "force": True}, "--gif: can.t write folder.gif: it is a folder"),
-        ({"gif": "x" * 300 + ".gif"}, "x.gif: File name too long"),
+        ({"gif": "x" * 300 + ".gif"}, "x.gif: file name too long"),
         ({"gif": "x.gif", "images": True}, "--gif and --images exclude each other"),
         ({"gif": "x.gif", "env": "Corridor-v0"}, "--env Corridor-v0: .* can't be drawn"),
     ],
