@@ -13,7 +13,7 @@ import gym
 import h5py
 import numpy as np
 import pytest
-from forked import Forks
+from forked import train_forked
 
 import run
 from harness import backend
@@ -21,9 +21,9 @@ from harness.log_folder import create_log_folder
 from harness.settings import training_settings
 from harness.snapshot_reader import read_snapshot
 from harness.snapshots import check_fit_for, load_snapshot, read_content
-from harness.terminal import StopSignal
 
 ROOT = Path(__file__).parent.parent
+GOING_ON = SimpleNamespace(number=0)  # stands in for a StopSignal
 SHORT = "--max-steps 2500 --eval-every 1000 --eval-steps 400 --log-every 400 --seed 1"
 SCALARS = {
     *("episode_return", "episode_steps", "episode_seconds", "steps_per_second"),
@@ -34,7 +34,8 @@ SCALARS = {
 class Corridor(gym.Env):
     """Four cells in a row; 0 goes left, 1 goes right; the rightmost ends the episode with 1.
 
-    Each step costs 0.1. The observation is the cell, one-hot, so that Q can be exact.
+    Each step costs 0.1. The observation is the cell, one-hot, so that Q can be exact. Rewards are
+    NumPy numbers, as those of some environments are.
     """
 
     cells = 4
@@ -51,7 +52,7 @@ class Corridor(gym.Env):
     def step(self, action):
         terminated = action == 1 and self.cell == self.cells - 1
         self.cell = int(np.clip(self.cell + (1 if action else -1), 0, self.cells - 1))
-        return self._observe(), 1.0 if terminated else -0.1, terminated, False, {}
+        return self._observe(), np.float32(1.0 if terminated else -0.1), terminated, False, {}
 
     def _observe(self):
         return np.eye(self.cells, dtype=np.float32)[self.cell]
@@ -61,10 +62,8 @@ class Corridor(gym.Env):
         """Value iteration: float64 array (cells, 2)."""
         q = np.zeros((cls.cells, 2))
         for _ in range(2000):
-            v = q.max(axis=1)
-            left = [-0.1 + gamma * v[max(cell - 1, 0)] for cell in range(cls.cells)]
-            right = [-0.1 + gamma * v[cell + 1] for cell in range(cls.cells - 1)] + [1.0]
-            q = np.column_stack([left, right])
+            left, *others = -0.1 + gamma * q.max(axis=1)
+            q = np.column_stack([[left, left, *others[:-1]], [*others, 1.0]])
         return q
 
 
@@ -115,11 +114,6 @@ def tensorflow():
     return backend.tf
 
 
-class NeverStop(StopSignal):
-    def __init__(self):
-        self.number = 0
-
-
 @pytest.fixture
 def train(tensorflow, tmp_path, monkeypatch):
     """Trains in this process and an empty folder: `train(**given)` gives folder and TrainingRun."""
@@ -129,7 +123,7 @@ def train(tensorflow, tmp_path, monkeypatch):
         settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
         backend.start_tensorflow(threads=1, seed=settings.seed)
         folder = create_log_folder(settings.name)
-        return folder, run.train(settings, folder, NeverStop())
+        return folder, run.train(settings, folder, GOING_ON)
 
     return train
 
@@ -180,22 +174,15 @@ def one_line(capsys):
 
 
 @pytest.fixture(scope="session")
-def forks():
-    forks = Forks()
-    yield forks
-    forks.close()
-
-
-@pytest.fixture(scope="session")
-def unbroken(forks, tmp_path_factory):
+def unbroken(tmp_path_factory):
     """The log folder of a run that nothing happened to; run once for each set of flags."""
     folders = {}
 
     def unbroken(flags):
         if flags not in folders:
             folder = tmp_path_factory.mktemp("unbroken")
-            training = forks.run(folder, f"--name whole {flags}")
-            assert training.status == 0, training.output
+            training = train_forked(folder, f"--name whole {flags}")
+            assert training.exitcode == 0, training.output
             folders[flags] = folder / "whole-log"
         return folders[flags]
 

@@ -9,7 +9,9 @@ from replay_buffer import ReplayBuffer, row_width, split_columns
 
 # A step: its reward, and how it ends the episode ("" where it doesn't).
 STEPS = st.lists(
-    st.tuples(st.integers(-8, 8).map(float), st.sampled_from(["", "", "", "end", "cut"])),
+    st.tuples(
+        st.integers(-8, 8).map(float), st.sampled_from(["", "", "", "end", "cut", "end, cut"])
+    ),
     max_size=60,
 )
 GAMMA = 0.5  # exact in float32, so that sums can be compared for equality
@@ -20,7 +22,7 @@ def fill(buffer, steps):
     for i, (reward, end) in enumerate(steps):
         next_observation = np.full(buffer.observations.shape[1], i + 0.5)
         observation = np.full(buffer.observations.shape[1], i)
-        buffer.add(observation, i % 3, reward, next_observation, end == "end", end == "cut")
+        buffer.add(observation, i % 3, reward, next_observation, "end" in end, "cut" in end)
 
 
 def slow_transition(steps, i, n_step):
@@ -29,7 +31,7 @@ def slow_transition(steps, i, n_step):
     for j in range(i, min(i + n_step, len(steps))):
         reward, end = steps[j]
         total += discount * reward
-        discount *= 0.0 if end == "end" else GAMMA
+        discount *= 0.0 if "end" in end else GAMMA
         if end:
             break
     return i, i % 3, total, j + 0.5, discount
@@ -50,7 +52,7 @@ def test_it_holds_what_a_deque_of_that_length_holds(steps, size, observation_siz
     buffer, expected = ReplayBuffer(size, observation_size, GAMMA), deque(maxlen=size)
     fill(buffer, steps)
     for i, (reward, end) in enumerate(steps):
-        expected.append((i, i % 3, reward, i + 0.5, 0.0 if end == "end" else GAMMA))
+        expected.append((i, i % 3, reward, i + 0.5, 0.0 if "end" in end else GAMMA))
     assert len(buffer) == len(expected)
     assert contents(buffer) == list(expected)
 

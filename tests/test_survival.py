@@ -6,22 +6,19 @@ import random
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, NeverStop, one_line, terminal, weights_in
-from forked import EVERYTHING, FEW
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from conftest import ROOT, one_line, terminal, weights_in
+from forked import EVERYTHING, FEW, Training, train_forked
 
 import run
-from harness import snapshots
+from harness import backend, snapshots
 from harness.errors import UsageError
 from harness.state import STATE_FILE, load_state
 from harness.terminal import log
@@ -76,13 +73,8 @@ def assert_whole(folder):
 
 
 def assert_events_whole(folder):
-    for path in folder.glob("events*"):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            record, (crc,) = data[12 : 12 + length], struct.unpack("<I", data[12 + length :][:4])
-            assert crc == masked_crc32c(record)
-            data = data[16 + length :]
+    for _ in backend.tf.data.TFRecordDataset([str(path) for path in folder.glob("events*")]):
+        pass  # raises DataLossError
 
 
 def partial_files(folder):
@@ -101,50 +93,36 @@ def a_kill(rng):
     return ["step", rng.randint(1, 70), "kill_soon", "SIGKILL", rng.uniform(0, 0.4)]
 
 
-def train_through_kills(forks, cwd, flags, kills, seed):
-    """Kill and resume a run `kills` times, then let it end; return its folder, and counts."""
+@pytest.mark.parametrize(("flags", "seed"), [(EVERYTHING, 1), (f"{FEW} --env CartPole-v1", 2)])
+def test_a_run_killed_11_times_ends_like_an_unbroken_one(unbroken, tmp_path, flags, seed):
     rng = random.Random(seed)
-    folder = cwd / "killed-log"
-    counts = {"killed": 0, "writing": 0, "without state": 0}
+    folder = tmp_path / "killed-log"
+    killed = writing = 0
     while True:
         if not (folder / STATE_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         command = "--resume killed-log" if folder.exists() else f"--name killed {flags}"
-        accidents = [a_kill(rng)] if counts["killed"] < kills else []
-        training = forks.run(cwd, command, *accidents)
+        training = train_forked(tmp_path, command, *[a_kill(rng)] * (killed < 11))
         assert_whole(folder)
-        if training.status == -signal.SIGKILL:
-            counts["killed"] += 1
-            counts["writing"] += bool(partial_files(folder))
-            counts["without state"] += not (folder / STATE_FILE).exists()
+        if training.exitcode == -signal.SIGKILL:
+            killed += 1
+            writing += bool(partial_files(folder))
             continue
         if "the run is finished" not in training.output:  # killed after its last state
-            assert training.status == 0, training.output
-        if counts["killed"] >= kills:
-            return folder, counts
+            assert training.exitcode == 0, training.output
+        if killed == 11:
+            break
         shutil.rmtree(folder)  # it outran its killer
+    assert_same_end(folder, unbroken(flags))
+    assert not partial_files(folder)
+    assert writing >= 1
 
 
-def test_runs_killed_22_times_end_like_unbroken_ones(forks, unbroken, tmp_path):
-    cases = [EVERYTHING, f"{FEW} --env CartPole-v1"]
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    with ThreadPoolExecutor(2) as pool:
-        whole = list(pool.map(unbroken, cases))
-        ends = list(pool.map(train_through_kills, [forks] * 2, folders, cases, [11, 11], [1, 2]))
-    for (folder, _), expected in zip(ends, whole, strict=True):
-        assert_same_end(folder, expected)
-        assert not partial_files(folder)
-    assert sum(counts["killed"] for _, counts in ends) >= 20
-    assert sum(counts["writing"] for _, counts in ends) >= 3
-
-
-def test_a_run_killed_before_its_first_state_is_refused_in_one_line(forks, tmp_path, capsys):
-    training = forks.run(tmp_path, f"--name early {FEW}", ["step", 5, "kill", "SIGKILL"])
-    assert training.status == -signal.SIGKILL
-    assert run.main(["--resume", str(tmp_path / "early-log")], NeverStop()) == 2
-    assert one_line(capsys).endswith("no run was saved there; start it again")
+def test_a_run_killed_before_its_first_state_is_refused_in_one_line(tmp_path, capsys):
+    training = train_forked(tmp_path, f"--name early {FEW}", ["step", 5, "kill", "SIGKILL"])
+    assert training.exitcode == -signal.SIGKILL
+    assert run.main(["--resume", str(tmp_path / "early-log")]) == 2
+    assert one_line(capsys).endswith("the run ended before it was saved; start it again")
 
 
 # Ctrl-C and SIGTERM --------------------------------------------------------------------------
@@ -161,37 +139,41 @@ MOMENTS = [  # what happens, exit status, step at which the run stops; None: not
 ]
 
 
-def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(forks, unbroken, tmp_path):
+def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(
+    tensorflow, unbroken, tmp_path
+):
     folder = tmp_path / "stopped-log"
-    command = f"--name stopped {EVERYTHING}"
+    command, repeating = f"--name stopped {EVERYTHING}", False
     for accident, status, step in MOMENTS:
-        training = forks.run(tmp_path, command, accident)
+        training = train_forked(tmp_path, command, accident)
         lines = training.output.splitlines()
-        assert training.status == status, training.output
+        assert training.exitcode == status, training.output
         assert "Traceback" not in training.output
         assert lines[-1].endswith("run.py --resume stopped-log")
-        reached = load_state(folder / STATE_FILE)["progress"].step
-        assert lines[-2] == f"Stopped at step {reached}, to go on:"
-        assert step in (None, reached)
-        assert (folder / f"stopped-{reached}.h5").exists()
+        reached = load_state(folder / STATE_FILE)["progress"]
+        assert lines[-2] == f"Stopped at step {reached.step}, to go on:"
+        assert step in (None, reached.step)
+        assert (folder / f"stopped-{reached.step}.h5").exists()
+        repeating |= reached.repeats_left > 0
         assert_whole(folder)
         assert_events_whole(folder)
         command = "--resume stopped-log"
-    training = forks.run(tmp_path, command)
-    assert training.status == 0, training.output
+    assert repeating  # one stop was within a random action that lasts
+    training = train_forked(tmp_path, command)
+    assert training.exitcode == 0, training.output
     assert_same_end(folder, unbroken(EVERYTHING))
 
 
-def test_a_second_ctrl_c_stops_at_once_even_while_saving(forks, unbroken, tmp_path):
+def test_a_second_ctrl_c_stops_at_once_even_while_saving(unbroken, tmp_path):
     folder = tmp_path / "twice-log"
     twice = ["seal", 3, "kill", "SIGINT"], ["seal", 3, "kill", "SIGINT"]
-    training = forks.run(tmp_path, f"--name twice {EVERYTHING}", *twice)
-    assert training.status == 130
+    training = train_forked(tmp_path, f"--name twice {EVERYTHING}", *twice)
+    assert training.exitcode == 130
     assert "Traceback" not in training.output
     assert "--resume" not in training.output
     assert partial_files(folder)
     assert_whole(folder)
-    assert forks.run(tmp_path, "--resume twice-log").status == 0
+    assert train_forked(tmp_path, "--resume twice-log").exitcode == 0
     assert not partial_files(folder)
     assert_same_end(folder, unbroken(EVERYTHING))
 
@@ -229,14 +211,14 @@ def test_ctrl_c_during_the_first_imports_leaves_no_traceback(tmp_path, program):
 
 
 @needs_proc
-def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(forks, unbroken, tmp_path):
+def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(unbroken, tmp_path):
     process = started(tmp_path, ROOT / "run.py", "--name", "import", *EVERYTHING.split())
     loaded(process, "libtensorflow_cc")
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "")
     assert re.search(r"Stopped at step 0, to go on:\n\S+ \S*run.py --resume import-log\n$", output)
-    assert forks.run(tmp_path, "--resume import-log").status == 0
+    assert train_forked(tmp_path, "--resume import-log").exitcode == 0
     assert_same_end(tmp_path / "import-log", unbroken(EVERYTHING))
 
 
@@ -254,27 +236,44 @@ def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monke
 # Disks and terminals -------------------------------------------------------------------------
 
 
-def test_a_disk_full_to_the_end_is_status_1_and_what_was_saved_goes_on(forks, unbroken, tmp_path):
-    training = forks.run(tmp_path, f"--name full {EVERYTHING}", ["step", 300, "limit", 9000])
-    folder = tmp_path / "full-log"
-    assert training.status == 1
-    lines = training.output.splitlines()
-    assert "warning: can't write full-log/state.npz: file too large; training goes on" in lines
-    assert "warning: can't write full-log/full-400.h5: file too large; training goes on" in lines
+@pytest.mark.parametrize(
+    ("accident", "reason"),
+    [
+        (["step", 300, "limit", 9000], "File too large"),
+        (["step", 300, "remove", "bad-log"], "No such file or directory"),
+    ],
+    ids=["the disk is full", "the log folder is gone"],
+)
+def test_what_cannot_be_saved_to_the_end_is_status_1(unbroken, tmp_path, accident, reason):
+    training = train_forked(tmp_path, f"--name bad {EVERYTHING}", accident)
+    folder, lines = tmp_path / "bad-log", training.output.splitlines()
+    assert training.exitcode == 1
+    for name in "state.npz", "bad-400.h5":
+        assert f"warning: can't write bad-log/{name}: {reason}; training goes on" in lines
     assert lines[-1].startswith("run.py: error: the last snapshot or state")
     assert "Traceback" not in training.output
     assert not partial_files(folder)
-    assert_whole(folder)
-    assert forks.run(tmp_path, "--resume full-log").status == 0
-    assert_same_end(folder, unbroken(EVERYTHING))
+    if folder.exists():  # what was saved before goes on
+        assert_whole(folder)
+        assert train_forked(tmp_path, "--resume bad-log").exitcode == 0
+        assert_same_end(folder, unbroken(EVERYTHING))
 
 
-def test_a_disk_full_for_a_while_costs_the_snapshots_of_that_while(forks, unbroken, tmp_path):
-    accidents = ["step", 130, "limit", 300], ["step", 600, "limit", -1]
-    training = forks.run(tmp_path, f"--name late {EVERYTHING}", *accidents)
-    assert training.status == 0, training.output
-    assert "/events.out.tfevents" in training.output  # it is too small for the events, too
-    assert training.output.count("warning: can't write late-log/events") == 1
+@pytest.mark.parametrize(
+    "accidents",
+    [
+        (["step", 130, "limit", 300], ["step", 600, "limit", -1]),
+        (["step", 130, "move", "late-log", "away"], ["step", 600, "move", "away", "late-log"]),
+    ],
+    ids=["the disk is full", "the log folder is moved"],
+)
+def test_what_cannot_be_saved_for_a_while_is_lost_and_no_more(
+    tensorflow, unbroken, tmp_path, accidents
+):
+    training = train_forked(tmp_path, f"--name late {EVERYTHING}", *accidents)
+    assert training.exitcode == 0, training.output
+    assert training.output.count("warning: can't write late-log/events") <= 1  # not at every line
+    assert "warning: can't write late-log/late-69.h5: " in training.output
     folder, expected = tmp_path / "late-log", unbroken(EVERYTHING)
     assert len(list(folder.glob("[!.]*.h5"))) < len(list(expected.glob("*.h5")))
     final = (folder / "late-400.h5").read_bytes()
@@ -283,32 +282,10 @@ def test_a_disk_full_for_a_while_costs_the_snapshots_of_that_while(forks, unbrok
     assert_events_whole(folder)
 
 
-def test_a_log_folder_that_is_gone_for_good_is_status_1(forks, tmp_path):
-    training = forks.run(tmp_path, f"--name gone {EVERYTHING}", ["step", 90, "remove", "gone-log"])
-    assert training.status == 1
-    lines = training.output.splitlines()
-    assert (
-        "warning: can't write gone-log/gone-400.h5: no such file or directory; training goes on"
-        in lines
-    )
-    assert lines[-1].startswith("run.py: error: ")
-    assert "Traceback" not in training.output
-
-
-def test_a_log_folder_that_comes_back_is_written_again(forks, unbroken, tmp_path):
-    away = ["step", 300, "move", "back-log", "elsewhere"]
-    back = ["step", 700, "move", "elsewhere", "back-log"]
-    training = forks.run(tmp_path, f"--name back {EVERYTHING}", away, back)
-    assert training.status == 0, training.output
-    assert "warning: can't write back-log/" in training.output
-    final = (tmp_path / "back-log" / "back-400.h5").read_bytes()
-    assert final == (unbroken(EVERYTHING) / "whole-400.h5").read_bytes()
-
-
-def test_a_training_outlives_the_reader_of_its_output(forks, unbroken, tmp_path):
+def test_a_training_outlives_the_reader_of_its_output(unbroken, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    training = forks.start(tmp_path, f"--name unread {EVERYTHING}", output=pipe)
+    training = Training(tmp_path, f"--name unread {EVERYTHING}", output=pipe)
     with open(pipe) as reader:
         reader.readline()
     assert training.wait() == 0
@@ -328,16 +305,17 @@ def test_a_full_disk_under_the_printed_lines_ends_nothing(monkeypatch):
 # Determinism ---------------------------------------------------------------------------------
 
 
-def test_weights_depend_on_nothing_but_the_seed_and_the_hyperparameters(forks, unbroken, tmp_path):
+def test_weights_depend_on_nothing_but_the_seed_and_the_hyperparameters(unbroken, tmp_path):
     other = tmp_path / "another folder"
     other.mkdir()
     expected = unbroken(EVERYTHING)
-    # Both at once: the machine has more to do.
-    quiet = forks.start(tmp_path, f"--name quiet {EVERYTHING} --log-every 100000 --eval-every 0")
+    # Both at once: the machine has more to do. The first draws nothing and evaluates nothing.
+    quiet = Training(tmp_path, f"--name quiet {EVERYTHING} --log-every 100000 --eval-every 0")
+    watched = "--log-every 1 --eval-steps 77 --eval-epsilon 0.5 --q-validation-size 1"
     with terminal() as (descriptor, shown):
         output = os.ttyname(descriptor)
-        busy = forks.run(other, f"--name busy {EVERYTHING} --log-every 1", output=output)
-    assert (quiet.wait(), busy.status) == (0, 0), shown
+        busy = train_forked(other, f"--name busy {EVERYTHING} {watched}", output=output)
+    assert (quiet.wait(), busy.exitcode) == (0, 0), shown
     assert b" left" in shown  # the progress bar was drawn
     for folder in tmp_path / "quiet-log", other / "busy-log":
         name = folder.name.removesuffix("-log")

@@ -5,11 +5,10 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import GOING_ON, ROOT
 from gym.envs.classic_control import CartPoleEnv, MountainCarEnv
 from PIL import Image
 
@@ -19,7 +18,6 @@ from harness import start, viewer
 from harness.errors import UsageError
 from harness.frames import GIF_FRAME_MS, GIF_PAUSE_MS
 
-GOING_ON = SimpleNamespace(number=0)
 QUICK = {"goal_position": -1.0}  # the first step ends the episode
 
 
