@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -24,7 +25,7 @@ from harness.snapshots import check_fit_for, load_snapshot, read_content
 
 ROOT = Path(__file__).parent.parent
 GOING_ON = SimpleNamespace(number=0)  # stands in for a StopSignal
-SHORT = "--max-steps 2500 --eval-every 1000 --eval-steps 400 --log-every 400 --seed 1"
+SHORT = ["--max-steps=2500", "--eval-every=1000", "--eval-steps=400", "--log-every=400", "--seed=1"]
 SCALARS = {
     *("episode_return", "episode_steps", "episode_seconds", "steps_per_second"),
     *("memory_used", "loss", "episode_return_avg", "avg_max_q_value"),
@@ -128,22 +129,21 @@ def train(tensorflow, tmp_path, monkeypatch):
     return train
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Runs `python PROGRAM …` in an empty folder; returns the finished process."""
+def python(program, arguments):
+    program = ROOT / program if program.endswith(".py") else program
+    return [sys.executable, program, *map(str, arguments)]
 
-    def command(program, *arguments, timeout=120, **options):
-        return subprocess.run(
-            [sys.executable, ROOT / program, *map(str, arguments)],
-            cwd=options.pop("cwd", tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            **options,
-        )
 
-    return command
+def start_command(program, *arguments, **options):
+    """Start `python PROGRAM …`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(python(program, arguments), **pipes, **options)
+
+
+def run_command(program, *arguments, **options):
+    """Run `python PROGRAM …`; return the finished process."""
+    options |= {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(python(program, arguments), check=False, **options)
 
 
 @contextlib.contextmanager
@@ -166,11 +166,27 @@ def terminal():
     os.close(ours)
 
 
-def one_line(capsys):
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 1
-    assert errors.startswith("run.py: error: ")
-    return errors.strip()
+@pytest.fixture
+def refused(here, capsys):
+    """Runs a program that must refuse: one line, status 2, nothing written; returns the line."""
+
+    def files():
+        return {path: path.lstat().st_mtime_ns for path in here.rglob("*")}
+
+    def refused(*words, main=run.main):
+        before = files()
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, "")
+        assert re.fullmatch(r"(run|see)\.py: error: [^\n]+\n", err), err
+        assert files() == before
+        return err
+
+    return refused
 
 
 @pytest.fixture(scope="session")
@@ -189,23 +205,14 @@ def unbroken(tmp_path_factory):
     return unbroken
 
 
-def train_by_command(*arguments):
-    """Train in the current folder; return what was printed, as a pipe gets it."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        assert run.main([*SHORT.split(), *arguments]) == 0
-    assert stderr.getvalue() == ""
-    return stdout.getvalue()
-
-
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """A folder of two short runs, and what the first printed: car-log, pole-log."""
+    """A folder of two short runs: car-log, pole-log."""
     folder = tmp_path_factory.mktemp("runs")
     with contextlib.chdir(folder):
-        printed = train_by_command("--name", "car")
-        train_by_command("--name", "pole", "--env", "CartPole-v1")
-    return SimpleNamespace(folder=folder, car=folder / "car-log", printed=printed)
+        for name, env in ("car", "MountainCar-v0"), ("pole", "CartPole-v1"):
+            assert run.main([*SHORT, "--name", name, "--env", env]) == 0
+    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ functions.
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import sys
 import threading
@@ -42,8 +41,8 @@ class Training(FORKING.Process):
         """Start it.
 
         Args:
-            accidents: lists `[function, number, action, …]`: at the call of that number, do the
-                action, which is one of ACTIONS below, with the further items as arguments.
+            accidents: tuples `(function, number, action, …)`: at the call of that number, call
+                the action, with the further items as arguments.
             output: path that standard output and error go to.
         """
         super().__init__(daemon=True)
@@ -87,13 +86,9 @@ def train_forked(*arguments, **options):
     return training
 
 
-def kill(number):
-    os.kill(os.getpid(), getattr(signal, number))
-
-
 def kill_soon(number, seconds):
     """A signal that arrives while the function is running."""
-    timer = threading.Timer(seconds, kill, [number])
+    timer = threading.Timer(seconds, os.kill, [os.getpid(), number])
     timer.daemon = True
     timer.start()
 
@@ -101,15 +96,6 @@ def kill_soon(number, seconds):
 def limit(size):
     """A disk that is full: no file may grow beyond `size` bytes; -1 frees it."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-ACTIONS = {
-    "kill": kill,
-    "kill_soon": kill_soon,
-    "limit": limit,
-    "move": shutil.move,
-    "remove": shutil.rmtree,
-}
 
 
 def cause(function, number, action, *arguments):
@@ -133,7 +119,7 @@ def cause(function, number, action, *arguments):
         nonlocal calls
         calls += 1
         if calls == number:
-            ACTIONS[action](*arguments)
+            action(*arguments)
         return original(*args, **kwargs)
 
     setattr(owner, function, wrapper)

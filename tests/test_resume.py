@@ -9,21 +9,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import one_line
 from forked import EVERYTHING, train_forked
 
 import run
 from harness.log_folder import locked
 from harness.state import STATE_FILE, VERSION
 from harness.whole_files import seal
-
-
-def resume_error(folder, capsys, *flags):
-    capsys.readouterr()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert run.main(["--resume", str(folder), *flags]) == 2
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return one_line(capsys)
 
 
 @pytest.fixture
@@ -43,28 +34,27 @@ def rewrite(path, change):
     path.write_bytes(path.read_bytes() + seal(path.read_bytes()))
 
 
-def test_a_finished_run_is_not_resumed(folder, capsys):
+def test_a_finished_run_is_not_resumed(folder, refused):
     equal = "--seed", "1", "--hidden", "8,8", "--env", "MountainCar-v0", "--n-step", "3"
     finished = "the run is finished at step 400; raise --max-steps or --until to go on"
     for flags in ((), equal):
-        assert finished in resume_error(folder, capsys, *flags)
+        assert finished in refused("--resume", folder, *flags)
 
 
-def test_conflicting_flags_are_refused(folder, capsys):
+def test_conflicting_flags_are_refused(folder, refused):
     conflicts = ("--gamma", "0.5"), ("--seed", "2"), ("--env", "CartPole-v1"), ("--hidden", "8")
     for flags in conflicts:
-        assert flags[0] in resume_error(folder, capsys, *flags)
+        assert flags[0] in refused("--resume", folder, *flags)
 
 
-def test_a_folder_without_state_is_refused(tmp_path, capsys):
-    assert "no run was saved there" in resume_error(tmp_path, capsys)
-    assert "no such folder" in resume_error(tmp_path / "nothing", capsys)
+def test_a_folder_without_state_is_refused(tmp_path, refused):
+    assert "no such file; the folder isn't that of a run" in refused("--resume", tmp_path)
+    assert "no such file; there is no such folder" in refused("--resume", tmp_path / "nothing")
 
 
-def test_a_state_that_is_no_file_is_refused(tmp_path, capsys):
+def test_a_state_that_is_no_file_is_refused(tmp_path, refused):
     os.mkfifo(tmp_path / STATE_FILE)
-    assert run.main(["--resume", str(tmp_path)]) == 2
-    assert "isn't a file" in one_line(capsys)
+    assert "isn't a file" in refused("--resume", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -74,21 +64,21 @@ def test_a_state_that_is_no_file_is_refused(tmp_path, capsys):
         lambda document, arrays: document["settings"].pop("n_step"),
     ],
 )
-def test_a_state_of_another_version_is_refused(folder, capsys, change):
+def test_a_state_of_another_version_is_refused(folder, refused, change):
     rewrite(folder / STATE_FILE, change)
-    assert "another version" in resume_error(folder, capsys)
+    assert "another version" in refused("--resume", folder)
 
 
-def test_a_damaged_state_is_refused(folder, capsys):
+def test_a_damaged_state_is_refused(folder, refused):
     path = folder / STATE_FILE
     data = path.read_bytes()
     path.write_bytes(data[:-1])
-    assert "the file isn't whole" in resume_error(folder, capsys)
+    assert "the file isn't whole" in refused("--resume", folder)
     path.write_bytes(data[:100] + b"?" + data[101:])
-    assert "the file is damaged" in resume_error(folder, capsys)
+    assert "the file is damaged" in refused("--resume", folder)
 
 
-def test_a_state_made_to_do_harm_is_refused(folder, capsys):
+def test_a_state_made_to_do_harm_is_refused(folder, refused):
     path = folder / STATE_FILE
     good = path.read_bytes()
     marker = folder / "executed"
@@ -104,34 +94,31 @@ def test_a_state_made_to_do_harm_is_refused(folder, capsys):
     def pickled(document, arrays):
         arrays["q_values"] = np.array([Harm()])
 
-    def strange(document, arrays):
-        document["progress"] = [1]
-
-    for change in imported, pickled, strange:
+    for change in pickled, imported:
         path.write_bytes(good)
         rewrite(path, change)
-        resume_error(folder, capsys, "--max-steps", "500")
+        refused("--resume", folder, "--max-steps", "500")
     with np.load(path) as file:
         np.savez_compressed(path, **file)  # could be a bomb
     path.write_bytes(path.read_bytes() + seal(path.read_bytes()))
-    assert "isn't a state" in resume_error(folder, capsys)
+    assert "isn't a state" in refused("--resume", folder)
     path.write_bytes(seal(b""))
-    resume_error(folder, capsys)
+    refused("--resume", folder)
     assert not marker.exists()
 
 
-def test_a_state_of_impossible_settings_is_refused(folder, capsys):
+def test_a_state_of_impossible_settings_is_refused(folder, refused):
     path = folder / STATE_FILE
     good = path.read_bytes()
     for name in (*run.HYPERPARAMETERS, "seed", "threads", "env", "set"):
         for value in (None, "x", -1, 10**30, math.nan, {"x": "y"}, [1.5, "x"]):
             path.write_bytes(good)
             rewrite(path, lambda document, _: document["settings"].update({name: value}))  # noqa: B023
-            resume_error(folder, capsys, "--max-steps", "500")
+            refused("--resume", folder, "--max-steps", "500")
     for part, value in itertools.product(("settings", "progress"), ([], None, "x", 1.5)):
         path.write_bytes(good)
         rewrite(path, lambda document, _: document.update({part: value}))  # noqa: B023
-        assert "isn't a state" in resume_error(folder, capsys, "--max-steps", "500")
+        assert "isn't a state" in refused("--resume", folder, "--max-steps", "500")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +149,13 @@ def test_a_state_that_does_not_fit_its_settings_is_refused(folder, name, change)
     )
 
 
-def test_two_processes_do_not_train_in_one_folder(folder, capsys):
+def test_a_run_goes_on_with_more_steps_and_other_threads(folder):
+    more = train_forked(folder.parent, "--resume whole-log --max-steps 450 --threads 0")
+    assert more.exitcode == 0, more.output
+    assert (folder / "whole-450.h5").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(folder, refused):
     with locked(folder):
-        error = resume_error(folder, capsys, "--max-steps", "500")
+        error = refused("--resume", folder, "--max-steps", "500")
     assert "another process is training in" in error

@@ -4,11 +4,10 @@ import ast
 import graphlib
 import re
 import stat
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 import run
 from harness.arguments import flag
@@ -49,8 +48,8 @@ def test_every_requirement_is_used_and_every_import_required():
         for path in ROOT.glob("requirements*.txt")
         for line in pins(path.name)
     }
-    # ruff is a program, and pyarrow is Ray Tune's.
-    needed = {NAMES.get(name, name) for name in pinned} - {"ruff", "pyarrow"}
+    # ruff is a program, pytest-xdist is pytest's, and pyarrow is Ray Tune's.
+    needed = {NAMES.get(name, name) for name in pinned} - {"ruff", "pytest_xdist", "pyarrow"}
     assert needed == (imported | set(lazy)) - own - set(sys.stdlib_module_names)
 
 
@@ -109,8 +108,7 @@ def test_the_readme_is_short():
 
 def test_the_readmes_lines_for_plain_keras_reach_the_flag():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
-    assert done.stdout == b"reached the flag\n"
+    assert run_command("-c", code, cwd=ROOT).stdout == "reached the flag\n"
 
 
 def test_the_included_policy_solves_the_mountain(capsys):

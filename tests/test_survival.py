@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -14,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line, terminal, weights_in
-from forked import EVERYTHING, FEW, Training, train_forked
+from conftest import start_command, terminal, weights_in
+from forked import EVERYTHING, FEW, Training, kill_soon, limit, train_forked
 
-import run
 from harness import backend, snapshots
 from harness.errors import UsageError
 from harness.state import STATE_FILE, load_state
 from harness.terminal import log
 from harness.whole_files import unseal
+
+kill = signal.raise_signal
 
 
 def state_of(folder):
@@ -87,10 +87,10 @@ def partial_files(folder):
 def a_kill(rng):
     """SIGKILL at a random moment: after a step, while a file is written, or at any time."""
     if rng.random() < 0.3:
-        return ["step", rng.randint(1, 150), "kill", "SIGKILL"]
+        return "step", rng.randint(1, 150), kill, signal.SIGKILL
     if rng.random() < 0.7:
-        return [rng.choice(["seal", "fsync", "replace"]), rng.randint(1, 8), "kill", "SIGKILL"]
-    return ["step", rng.randint(1, 70), "kill_soon", "SIGKILL", rng.uniform(0, 0.4)]
+        return rng.choice(["seal", "fsync", "replace"]), rng.randint(1, 8), kill, signal.SIGKILL
+    return "step", rng.randint(1, 70), kill_soon, signal.SIGKILL, rng.uniform(0, 0.4)
 
 
 @pytest.mark.parametrize(("flags", "seed"), [(EVERYTHING, 1), (f"{FEW} --env CartPole-v1", 2)])
@@ -118,24 +118,24 @@ def test_a_run_killed_11_times_ends_like_an_unbroken_one(unbroken, tmp_path, fla
     assert writing >= 1
 
 
-def test_a_run_killed_before_its_first_state_is_refused_in_one_line(tmp_path, capsys):
-    training = train_forked(tmp_path, f"--name early {FEW}", ["step", 5, "kill", "SIGKILL"])
+def test_a_run_killed_before_its_first_state_is_refused_in_one_line(tmp_path, refused):
+    training = train_forked(tmp_path, f"--name early {FEW}", ("step", 5, kill, signal.SIGKILL))
     assert training.exitcode == -signal.SIGKILL
-    assert run.main(["--resume", str(tmp_path / "early-log")]) == 2
-    assert one_line(capsys).endswith("the run ended before it was saved; start it again")
+    error = refused("--resume", "early-log")
+    assert error.endswith("the run ended before it was saved; start it again\n")
 
 
 # Ctrl-C and SIGTERM --------------------------------------------------------------------------
 
 MOMENTS = [  # what happens, exit status, step at which the run stops; None: not told here
-    (["start_tensorflow", 1, "kill", "SIGINT"], 130, 0),
-    (["step", 10, "kill", "SIGTERM"], 143, 10),
-    (["step", 10 + 40 + 30, "kill", "SIGINT"], 130, 50),  # in the first evaluation
-    (["step", 50 + 50 + 99, "kill", "SIGTERM"], 143, 100),  # in the next
-    (["execute", 1, "kill_soon", "SIGINT", 0.2], 130, None),  # while TensorFlow compiles
-    (["seal", 2, "kill", "SIGTERM"], 143, None),  # while the state is written
-    (["replace", 3, "kill", "SIGINT"], 130, None),
-    (["evaluate", 1, "kill", "SIGHUP"], 129, None),
+    (("start_tensorflow", 1, kill, signal.SIGINT), 130, 0),
+    (("step", 10, kill, signal.SIGTERM), 143, 10),
+    (("step", 10 + 40 + 30, kill, signal.SIGINT), 130, 50),  # in the first evaluation
+    (("step", 50 + 50 + 99, kill, signal.SIGTERM), 143, 100),  # in the next
+    (("execute", 1, kill_soon, signal.SIGINT, 0.2), 130, None),  # while TensorFlow compiles
+    (("seal", 2, kill, signal.SIGTERM), 143, None),  # while the state is written
+    (("replace", 3, kill, signal.SIGINT), 130, None),
+    (("evaluate", 1, kill, signal.SIGHUP), 129, None),
 ]
 
 
@@ -166,7 +166,7 @@ def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(
 
 def test_a_second_ctrl_c_stops_at_once_even_while_saving(unbroken, tmp_path):
     folder = tmp_path / "twice-log"
-    twice = ["seal", 3, "kill", "SIGINT"], ["seal", 3, "kill", "SIGINT"]
+    twice = ("seal", 3, kill, signal.SIGINT), ("seal", 3, kill, signal.SIGINT)
     training = train_forked(tmp_path, f"--name twice {EVERYTHING}", *twice)
     assert training.exitcode == 130
     assert "Traceback" not in training.output
@@ -186,23 +186,13 @@ def loaded(process, library):
         time.sleep(0.001)
 
 
-def started(cwd, *arguments):
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks /proc")
 
 
 @needs_proc
 @pytest.mark.parametrize("program", ["run.py", "see.py"])
 def test_ctrl_c_during_the_first_imports_leaves_no_traceback(tmp_path, program):
-    process = started(tmp_path, ROOT / program)
+    process = start_command(program, cwd=tmp_path)
     loaded(process, "_multiarray_umath")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -212,7 +202,7 @@ def test_ctrl_c_during_the_first_imports_leaves_no_traceback(tmp_path, program):
 
 @needs_proc
 def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(unbroken, tmp_path):
-    process = started(tmp_path, ROOT / "run.py", "--name", "import", *EVERYTHING.split())
+    process = start_command("run.py", "--name", "import", *EVERYTHING.split(), cwd=tmp_path)
     loaded(process, "libtensorflow_cc")
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
@@ -239,8 +229,8 @@ def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monke
 @pytest.mark.parametrize(
     ("accident", "reason"),
     [
-        (["step", 300, "limit", 9000], "File too large"),
-        (["step", 300, "remove", "bad-log"], "No such file or directory"),
+        (("step", 300, limit, 9000), "File too large"),
+        (("step", 300, shutil.rmtree, "bad-log"), "No such file or directory"),
     ],
     ids=["the disk is full", "the log folder is gone"],
 )
@@ -262,8 +252,11 @@ def test_what_cannot_be_saved_to_the_end_is_status_1(unbroken, tmp_path, acciden
 @pytest.mark.parametrize(
     "accidents",
     [
-        (["step", 130, "limit", 300], ["step", 600, "limit", -1]),
-        (["step", 130, "move", "late-log", "away"], ["step", 600, "move", "away", "late-log"]),
+        (("step", 130, limit, 300), ("step", 600, limit, -1)),
+        (
+            ("step", 130, shutil.move, "late-log", "away"),
+            ("step", 600, shutil.move, "away", "late-log"),
+        ),
     ],
     ids=["the disk is full", "the log folder is moved"],
 )

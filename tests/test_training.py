@@ -4,14 +4,12 @@ import json
 import math
 import re
 import shlex
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from conftest import SCALARS, Corridor, weights_in
+from conftest import SCALARS, run_command, weights_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run
@@ -23,7 +21,6 @@ from harness.report import report
 from harness.settings import plain, training_settings
 from harness.snapshots import load_snapshot, save_snapshot
 from harness.state import STATE_FILE, load_state
-from replay_buffer import ReplayBuffer
 
 SMALL = {
     "max_steps": 1200,
@@ -55,43 +52,12 @@ def final_weights(folder, step=SMALL["max_steps"]):
     return np.concatenate([w.ravel() for w in weights_in(folder / f"{name}-{step}.h5")])
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(train):
-    folders = [
-        train(seed=seed, name=name, **SMALL)[0] for seed, name in ((7, "a"), (7, "b"), (8, "c"))
-    ]
-    for step in (600, 1200):
-        a, b, c = (final_weights(folder, step) for folder in folders)
-        assert (a == b).all()
-        assert (a != c).any()
-    a, b, c = map(events, folders)
-    for tag in SCALARS - TIMING:
-        np.testing.assert_array_equal(a[tag], b[tag])
-    assert a["loss"] != c["loss"]
-
-
-def test_looking_on_does_not_change_what_is_learned(train):
-    harmless = {"eval_steps": 77, "eval_epsilon": 0.5, "snapshot_every": 100}
-    folder, _ = train(seed=7, name="plain", **SMALL)
-    other, _ = train(seed=7, name="other", **{**SMALL, **harmless, "q_validation_size": 1})
-    assert (final_weights(folder) == final_weights(other)).all()
-
-
-def test_threads_and_larger_networks_train(train, command, tmp_path):
-    folder, _ = train(seed=7, name="wide", **{**SMALL, "hidden": (128, 64, 32)})
-    assert np.isfinite(final_weights(folder)).all()
-    result = command(
-        "run.py", *FLAGS, "--threads", 0, "--name", "all", "--seed", 1, "--hidden", "64"
-    )
-    assert result.returncode == 0, result.stderr
-    assert np.isfinite(final_weights(tmp_path / "all-log")).all()
-
-
 def test_n_step_1_is_the_tutorials_algorithm_to_the_bit(train):
     """Against a loop that was written without it: plain lists, one reward, Keras' Adam."""
     folder, _ = train(seed=7, name="ours", n_step=1, **{**SMALL, "epsilon": 0.1})
 
     backend.start_tensorflow(threads=1, seed=7)
-    env = mountain_car()
+    env = make_environment("MountainCar-v0")
     keras_model = run.create_model(env)
     keras_model.compile(
         keras.optimizers.Adam(0.001, global_clipnorm=1.0), loss="mean_squared_error"
@@ -123,21 +89,9 @@ def test_n_step_1_is_the_tutorials_algorithm_to_the_bit(train):
     assert (weights == final_weights(folder)).all()
 
 
-def mountain_car():
-    return make_environment("MountainCar-v0")
-
-
-def test_a_truncated_episode_ends_the_episode_but_bootstraps(train, monkeypatch):
-    buffers = []
-
-    class KeptBuffer(ReplayBuffer):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            buffers.append(self)
-
-    monkeypatch.setattr(run, "ReplayBuffer", KeptBuffer)
-    train(seed=1, name="cut", **{**SMALL, "max_steps": 400})
-    buffer = buffers[0]
+def test_a_truncated_episode_ends_the_episode_but_bootstraps(train):
+    _, ended = train(seed=1, name="cut", **{**SMALL, "max_steps": 400})
+    buffer = ended.parts["replay_buffer"]
     assert (buffer.discounts[:400] == np.float32(0.99)).all()  # no seed reaches the flag so soon
     follows = (buffer.observations[1:400] == buffer.next_observations[:399]).all(axis=1)
     # A new episode after step 200, no other seam.
@@ -194,11 +148,6 @@ def test_a_run_ends_as_finished_at_the_first_evaluation_that_reaches_until(train
     assert "run.py --model until-log/until-best.h5\n" in capsys.readouterr().out
 
 
-def test_a_run_that_never_reaches_until_trains_to_the_end(train):
-    _, ended = train(name="never", until=2.0, **{**CORRIDOR, "max_steps": 750})
-    assert ended.progress.step == 750
-
-
 def test_a_resumed_run_ends_where_until_is_reached(train, here):
     _, whole = train(name="whole", until=0.8, **CORRIDOR)
     train(name="part", until=0.8, **{**CORRIDOR, "max_steps": 600})
@@ -225,14 +174,6 @@ def test_a_run_in_which_no_episode_did_well_says_so_and_what_to_try(train, capsy
     ]
 
 
-def test_the_last_step_is_evaluated_too(train):
-    folder, short = train(seed=1, name="short", **{**SMALL, "max_steps": 500})
-    assert [step for step, *_ in short.progress.evaluations] == [400, 500]
-    assert (folder / "short-best.h5").exists()
-    _, none = train(seed=1, name="none", **{**SMALL, "max_steps": 500, "eval_every": 0})
-    assert none.progress.evaluations == []
-
-
 def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, here, capsys):
     gravity = ["--set", "gravity=0.002"]
     train(seed=5, name="first", set={"gravity": 0.002}, gamma=0.9, **{**SMALL, "max_steps": 400})
@@ -241,16 +182,18 @@ def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, 
     assert (origin["gamma"], origin["set"]) == (0.9, {"gravity": 0.002})
     capsys.readouterr()
     again = ["--model", "first-log", "--train", "--name", "again", "--epsilon", "0.2"]
-    assert run.main([*again, "--max-steps", "450"]) == 0
+    assert run.main([*again, "--max-steps", "250"]) == 0
+    same = final_weights(here / "again-log", 250) == final_weights(here / "first-log", 400)
+    assert same.all()  # nothing is fitted before step 300
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Loaded first-log/first-best.h5"
     assert sorted(lines[1:3]) == [
         "--epsilon is 0.2; the snapshot's run had 0.01",
-        "--max-steps is 450; the snapshot's run had 400",
+        "--max-steps is 250; the snapshot's run had 400",
     ]
     config = json.loads((here / "again-log/config.json").read_text())
     assert (config["gamma"], config["set"], config["epsilon"]) == (0.9, {"gravity": 0.002}, 0.2)
-    assert run.main(["--resume", "again", "--max-steps", "460", *gravity]) == 0  # NAME will do
+    assert run.main(["--resume", "again", "--max-steps", "260", *gravity]) == 0  # NAME will do
 
 
 @pytest.mark.parametrize(
@@ -264,16 +207,13 @@ def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, 
         ({"epsilon": 7}, "its run has impossible settings: expected a number from 0 to 1, not '7'"),
     ],
 )
-def test_a_snapshot_whose_run_is_impossible_is_refused(train, here, capsys, change, says):
+def test_a_snapshot_whose_run_is_impossible_is_refused(tensorflow, here, refused, change, says):
     settings = training_settings({"seed": 1}, run.HYPERPARAMETERS, run.PRESETS)
-    model = run.create_model(mountain_car())
+    model = run.create_model(make_environment("MountainCar-v0"))
     save_snapshot(here / "made.h5", model, {**plain(settings), **change})
     (here / "evil.py").write_text("open('executed', 'w')")
     for flags in (["--eval"], ["--train", "--name", "x"]):
-        capsys.readouterr()
-        assert run.main(["--model", "made.h5", *flags]) == 2
-        assert f"can't use made.h5: {says}" in capsys.readouterr().err
-    assert sorted(path.name for path in here.iterdir()) == ["evil.py", "made.h5"]
+        assert f"can't use made.h5: {says}" in refused("--model", "made.h5", *flags)
 
 
 def test_a_preset_replaces_the_hyperparameters_of_a_snapshots_run(train, here, capsys):
@@ -296,39 +236,23 @@ def test_a_run_whose_name_begins_with_a_dash_can_be_watched(train, here, capsys)
     assert run.main([*words, "--eval", "--episodes", "1"]) == 0
 
 
-def test_rewards_may_be_numpy_numbers(train, monkeypatch):
-    step = Corridor.step
-
-    def numpy_step(env, action):
-        observation, reward, *rest = step(env, action)
-        return observation, np.float32(reward), *rest
-
-    monkeypatch.setattr(Corridor, "step", numpy_step)
-    folder, _ = train(env="Corridor-v0", seed=1, name="numpy", **{**SMALL, "max_steps": 400})
-    assert load_state(folder / STATE_FILE)["progress"].step == 400
-
-
-def test_other_environments_train(train):
-    names = ["CartPole-v1"] + (["Acrobot-v1"] if np.__version__ < "2" else [])
-    for env in names:
-        folder, _ = train(env=env, seed=1, name=env, **{**SMALL, "max_steps": 400})
-        assert np.isfinite(final_weights(folder, 400)).all()
+@pytest.mark.skipif(np.__version__ >= "2", reason="gym's Acrobot needs NumPy 1")
+def test_acrobot_trains_too(train):
+    folder, _ = train(env="Acrobot-v1", seed=1, name="acrobot", **{**SMALL, "max_steps": 400})
+    assert np.isfinite(final_weights(folder, 400)).all()
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """`python run.py` with small numbers: the finished process, and its folder."""
     folder = tmp_path_factory.mktemp("small")
-    arguments = [sys.executable, run.__file__, *FLAGS, "--seed", "7", "--name", "small"]
-    result = subprocess.run(
-        arguments, cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-    return result, folder
+    return run_command("run.py", *FLAGS, "--seed", 7, "--name", "small", cwd=folder), folder
 
 
 def test_a_run_prints_its_lines(small_run):
     result, _ = small_run
     assert result.returncode == 0 and result.stderr == ""
+    assert "\r" not in result.stdout  # no progress bar in a pipe
     lines = result.stdout.splitlines()
     created = lines.index("Created small-log")
     assert any("Total params: 1,251" in line for line in lines[:created])
@@ -380,6 +304,14 @@ def test_the_scalars_are_those_of_the_lines(small_run):
     assert scalars["loss"] == losses
 
 
+def test_the_seed_alone_decides_what_is_learned(small_run, train):
+    printed = events(small_run[1] / "small-log")
+    same, other = (events(train(seed=seed, name=f"{seed}", **SMALL)[0]) for seed in (7, 8))
+    for tag in SCALARS - TIMING:
+        np.testing.assert_array_equal(printed[tag], same[tag])
+    assert same["loss"] != other["loss"]
+
+
 def test_the_preset_of_the_command_line_is_overridden_by_single_flags(train):
     folder, _ = train(
         preset="tuned", name="p", seed=1, **{**SMALL, "hidden": (8,), "max_steps": 20}
@@ -389,15 +321,7 @@ def test_the_preset_of_the_command_line_is_overridden_by_single_flags(train):
     assert {name: config[name] for name in expected} == expected
 
 
-def test_training_goes_on_from_a_snapshot_in_a_new_folder(small_run, command):
-    _, folder = small_run
-    result = command("run.py", "--model", "small-log/small-1200.h5", "--train", "--name", "again",
-                     "--max-steps", 20, cwd=folder)  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert (final_weights(folder / "again-log", 20) == final_weights(folder / "small-log")).all()
-
-
-def test_the_self_check_tries_every_phase(command):
-    result = command("run.py", "--test")
+def test_the_self_check_tries_every_phase(tmp_path):
+    result = run_command("run.py", "--test", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("Everything works.\n")

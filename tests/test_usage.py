@@ -1,17 +1,14 @@
 """What a user meets: help, mistakes, unusable files, no display."""
 
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 
 import gym
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, load_weights, snapshot_of_2018
+from conftest import ROOT, load_weights, run_command, snapshot_of_2018
 
 import run
 import see
@@ -19,9 +16,6 @@ from harness.arguments import flag
 from harness.environments import make_environment
 from harness.log_folder import create_log_folder
 from harness.snapshots import save_snapshot
-
-POLICY = str(ROOT / "assets" / "mountain.h5")
-PROGRAMS = {"run.py": run.main, "see.py": see.main}
 
 
 class Odd(gym.Env):
@@ -41,27 +35,6 @@ for name, observations, actions in [
     gym.register(
         f"{name}-v0", entry_point=Odd, kwargs={"observations": observations, "actions": actions}
     )
-
-
-@pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Runs a program that must refuse: one line, status 2, nothing written; returns the line."""
-    monkeypatch.chdir(tmp_path)
-
-    def refused(*words, program="run.py"):
-        before = sorted(tmp_path.rglob("*"))
-        try:
-            status = PROGRAMS[program]([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert status == 2
-        assert re.fullmatch(rf"{program}: error: [^\n]+\n", err), err
-        assert out == ""
-        assert sorted(tmp_path.rglob("*")) == before
-        return err
-
-    return refused
 
 
 def bounds():
@@ -110,10 +83,7 @@ def test_every_number_of_the_tutorial_is_a_default():
 @pytest.mark.parametrize("program", ["run.py", "see.py"])
 def test_help_answers_without_tensorflow_and_names_every_flag(program):
     code = f"import sys, {program[:-3]} as p\ntry: p.main(['--help'])\nfinally: print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    text, _, modules = result.stdout.rstrip().rpartition("\n")
+    text, _, modules = run_command("-c", code, cwd=ROOT).stdout.rstrip().rpartition("\n")
     assert not {"tensorflow", "keras", "gym", "matplotlib", "ray"} & set(modules.split())
     if program == "run.py":
         for name, row in run.HYPERPARAMETERS.items():
@@ -148,8 +118,12 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--env", "Number-v0"], "its observation is Discrete"),
         (["--env", "Two-v0"], "its action is MultiDiscrete"),
         (["--set", "gravity"], "expected NAME=NUMBER"),
+        (["--set", "gravity="], "expected NAME=NUMBER"),
+        (["--set", "=1"], "expected NAME=NUMBER"),
         (["--set", "gravity=nan"], "expected NAME=NUMBER"),
-        (["--set", "gravitas=1"], "no such number, only force, goal_position"),
+        (["--set", "gravity=1e999"], "expected NAME=NUMBER"),
+        (["--env", "CartPole-v1", "--set", "total_mass=2"], "--set total_mass: it follows from "
+         "masscart and masspole; set those instead"),
         (["--eval"], "--model"),
         (["--view"], "--model"),
         (["--gif", "a.gif"], "--model"),
@@ -175,7 +149,7 @@ def test_a_mistake_gets_one_line(refused, words, says):
 
 
 @pytest.mark.parametrize("name", ["a/b", "/tmp/a", "..", ".", "", " ", "a\\b", "c:d"])
-def test_a_name_with_a_path_is_refused(refused, tensorflow, name):
+def test_a_name_with_a_path_is_refused(refused, name):
     assert "expected a plain name without a path" in refused(f"--name={name}")
 
 
@@ -192,12 +166,7 @@ def test_a_log_folder_that_cannot_be_made_is_refused(refused):
     "words", ["--episodes 0", "--seed x", "--speed 2", "--env MountainCra-v0", "--gif car.mp4"]
 )
 def test_see_refuses_mistakes_too(refused, words):
-    refused(*words.split(), program="see.py")
-
-
-def no_display():
-    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+    refused(*words.split(), main=see.main)
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +177,11 @@ def snapshot(tensorflow, tmp_path_factory):
     return path
 
 
-def test_without_a_display_a_line_names_the_ways_to_do_without(command, snapshot):
+def test_without_a_display_a_line_names_the_ways_to_do_without(snapshot):
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    no_display = {name: value for name, value in os.environ.items() if name not in hidden}
     for words in (["run.py", "--model", snapshot, "--view"], ["see.py"]):
-        result = command(*words, env=no_display())
+        result = run_command(*words, env=no_display)
         assert result.returncode == 2
         assert result.stderr == (
             f"{words[0]}: error: there is no display to open a window on; "
@@ -221,24 +192,17 @@ def test_without_a_display_a_line_names_the_ways_to_do_without(command, snapshot
 # The three generations of .h5, and files that aren't any of them.
 
 
-def test_the_three_generations_of_snapshots_load(tensorflow, tmp_path):
+def test_the_three_generations_of_snapshots_load_and_ours_opens_in_keras_too(tensorflow, tmp_path):
     env = make_environment("MountainCar-v0")
     model = run.create_model(env, hidden=(24, 48))
     weights = model.get_weights()
     save_snapshot(tmp_path / "ours.h5", model)
     model.save(tmp_path / "keras3.h5")
     (tmp_path / "2018.h5").write_bytes(snapshot_of_2018(weights))
-    for name in ("ours", "keras3", "2018"):
-        loaded = load_weights(tmp_path / f"{name}.h5", env)
-        assert all((a == b).all() for a, b in zip(loaded, weights, strict=True))
-
-
-def test_our_snapshots_open_in_keras_too(tensorflow, tmp_path):
-    model = run.create_model(make_environment("MountainCar-v0"))
-    save_snapshot(tmp_path / "ours.h5", model)
-    loaded = run.keras.models.load_model(tmp_path / "ours.h5")
-    for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        assert (ours == theirs).all()
+    loaded = [load_weights(tmp_path / f"{name}.h5", env) for name in ("ours", "keras3", "2018")]
+    loaded.append(run.keras.models.load_model(tmp_path / "ours.h5").get_weights())
+    for theirs in loaded:
+        assert all(map(np.array_equal, theirs, weights))
 
 
 def test_files_that_are_no_snapshots_are_refused(refused, tmp_path):

@@ -1,14 +1,12 @@
 """Watching an agent: the window, GIFs, frames, and the returns that are printed."""
 
 import signal
-import subprocess
-import sys
 import time
 from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import GOING_ON, ROOT
+from conftest import GOING_ON, start_command
 from gym.envs.classic_control import CartPoleEnv, MountainCarEnv
 from PIL import Image
 
@@ -86,10 +84,7 @@ def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatc
 
 
 def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
-    command = [sys.executable, ROOT / "see.py", "--episodes", "20", "--gif", "x.gif"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start_command("see.py", "--episodes", 20, "--gif", "x.gif") as process:
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
