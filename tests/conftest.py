@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-import gym
 import h5py
 import numpy as np
 import pytest
@@ -22,6 +21,9 @@ from harness.log_folder import create_log_folder
 from harness.settings import training_settings
 from harness.snapshot_reader import read_snapshot
 from harness.snapshots import check_fit_for, load_snapshot, read_content
+
+with contextlib.redirect_stderr(io.StringIO()):  # gym's notice would come after pytest's last line
+    import gym
 
 ROOT = Path(__file__).parent.parent
 GOING_ON = SimpleNamespace(number=0)  # stands in for a StopSignal

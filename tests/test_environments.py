@@ -23,8 +23,7 @@ def test_set_changes_the_mountain(capsys):
 
 def test_a_snapshot_is_played_on_the_mountain_it_was_trained_on(here, capsys):
     goal = ["--set", "goal_position=-1.0"]  # reached at once, but for the velocity
-    few = "--max-steps", "400", "--eval-every", "400"
-    assert run.main([*SHORT, "--name", "flat", *goal, *few]) == 0
+    assert run.main([*SHORT, "--name=flat", *goal, "--max-steps=400", "--eval-every=400"]) == 0
     assert json.loads((here / "flat-log/config.json").read_text())["set"] == {"goal_position": -1}
     play_it = ["--model", "flat-log", "--eval", "--seed", "1", "--episodes", "2"]
 

@@ -189,11 +189,6 @@ def test_epsilon_falls_linearly_and_stays():
     assert run.epsilon_at(1, settings) == 0.01
 
 
-def test_the_greedy_action_has_the_largest_q_value():
-    assert run.greedy_action(np.float32([-3, -1, -2])) == 1
-    assert type(run.greedy_action(np.float32([-3, -1, -2]))) is int
-
-
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_a_corridor_is_learned_to_within_one_percent(train, n_step):
     folder, trained = train(
