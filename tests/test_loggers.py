@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import run
 from harness import plots
+from loggers import TensorBoardLogger
 
 
 def events(folder):
@@ -32,6 +33,13 @@ def test_each_evaluation_draws_the_value_function_and_the_policy(runs):
             picture = Image.open(io.BytesIO(event.encoded_image_string))
             assert picture.format == "PNG"
             assert picture.size == plots.SIZE == (event.width, event.height)
+    assert events(runs / "pole-log").Tags()["images"] == []  # four observed numbers
+
+
+def test_what_is_plotted_is_in_the_file_at_once(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    logger.log_scalars(20, loss=0.5)
+    assert events(tmp_path).Tags()["scalars"] == ["loss"]
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +80,6 @@ def test_tensorboard_follows_a_running_training_and_shows_eight_plots(tensorboar
     tags = json.loads(tensorboard("plugin/scalars/tags"))
     assert set(tags) == {"car-log", "live-log", "pole-log"}
     assert set(tags["car-log"]) == set(tags["live-log"]) == SCALARS
-
-
-def test_tensorboard_shows_the_pictures(tensorboard):
-    tags = json.loads(tensorboard("plugin/images/tags"))
-    assert "pole-log" not in tags
-    assert set(tags["car-log"]) == {"value_function", "policy"}
 
 
 def test_tensorboard_compares_the_last_points_of_the_runs(tensorboard):
