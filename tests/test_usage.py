@@ -189,9 +189,6 @@ def test_without_a_display_a_line_names_the_ways_to_do_without(snapshot):
         )
 
 
-# The three generations of .h5, and files that aren't any of them.
-
-
 def test_the_three_generations_of_snapshots_load_and_ours_opens_in_keras_too(tensorflow, tmp_path):
     env = make_environment("MountainCar-v0")
     model = run.create_model(env, hidden=(24, 48))
