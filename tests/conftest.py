@@ -144,7 +144,7 @@ def start_command(program, *arguments, **options):
 
 def run_command(program, *arguments, **options):
     """Run `python PROGRAM …`; return the finished process."""
-    options |= {"capture_output": True, "text": True, "timeout": 120}
+    options |= {"capture_output": True, "text": True, "timeout": 300}
     return subprocess.run(python(program, arguments), check=False, **options)
 
 

@@ -53,7 +53,7 @@ class Training(FORKING.Process):
 
     def wait(self):
         """Wait for the end; the exit status, negative for a signal's number."""
-        self.join(timeout=120)
+        self.join(timeout=300)
         assert self.exitcode is not None
         return self.exitcode
 
