@@ -48,8 +48,8 @@ def test_conflicting_flags_are_refused(folder, refused):
 
 
 def test_a_folder_without_state_is_refused(tmp_path, refused):
-    assert "no such file; the folder isn't that of a run" in refused("--resume", tmp_path)
-    assert "no such file; there is no such folder" in refused("--resume", tmp_path / "nothing")
+    assert "no run was saved there; start it again" in refused("--resume", tmp_path)
+    assert "no such folder" in refused("--resume", tmp_path / "nothing")
 
 
 def test_a_state_that_is_no_file_is_refused(tmp_path, refused):
@@ -61,7 +61,7 @@ def test_a_state_that_is_no_file_is_refused(tmp_path, refused):
     "change",
     [
         lambda document, arrays: document.update(version=VERSION + 1),
-        lambda document, arrays: document["settings"].pop("n_step"),
+        lambda document, arrays: document["settings"].pop("env"),
     ],
 )
 def test_a_state_of_another_version_is_refused(folder, refused, change):

@@ -119,7 +119,7 @@ def test_a_run_killed_before_its_first_state_is_refused_in_one_line(tmp_path, re
     training = train_forked(tmp_path, f"--name early {FEW}", ("step", 5, kill, signal.SIGKILL))
     assert training.exitcode == -signal.SIGKILL
     error = refused("--resume", "early-log")
-    assert error.endswith("the run ended before it was saved; start it again\n")
+    assert error.endswith("no run was saved there; start it again\n")
 
 
 # Ctrl-C and SIGTERM --------------------------------------------------------------------------
@@ -226,8 +226,8 @@ def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monke
 @pytest.mark.parametrize(
     ("accident", "reason"),
     [
-        (("step", 300, limit, 9000), "File too large"),
-        (("step", 300, shutil.rmtree, "bad-log"), "No such file or directory"),
+        (("step", 300, limit, 9000), "file too large"),
+        (("step", 300, shutil.rmtree, "bad-log"), "no such file or directory"),
     ],
     ids=["the disk is full", "the log folder is gone"],
 )

@@ -17,6 +17,8 @@ from harness.environments import make_environment
 from harness.log_folder import create_log_folder
 from harness.snapshots import save_snapshot
 
+POLICY = str(ROOT / "assets" / "mountain.h5")
+
 
 class Odd(gym.Env):
     """An environment of the kind that its spaces make it."""
