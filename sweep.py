@@ -2,6 +2,7 @@
 
 python sweep.py --seeds 20 --preset tutorial tuned
 python sweep.py --seeds 0-9 --learning-rate 0.001 0.0005 --hidden 32,32 64,64
+python sweep.py --search 60 --learning-rate 0.0001:0.01 --n-step 1:20 --hidden 32,32 64,64
 python sweep.py --resume NAME-sweep --seeds 0-19
 """
 
@@ -17,27 +18,40 @@ from harness.errors import UsageError
 from harness.log_folder import create_log_folder, locked
 from harness.state import VERSION
 from harness.sweeps.cluster import ray_options, start_ray
-from harness.sweeps.grid import make_trials, parse_seeds
+from harness.sweeps.grid import combinations, make_trials, parse_seeds
+from harness.sweeps.space import RangeOrValue, plan_search, refuse_ranges
 from harness.terminal import StopSignal, command, log
 from harness.whole_files import write_json
 
-SEEDS = list(range(10))
+SEEDS, SEARCH_SEEDS = range(10), range(3)
+BEST = 3  # proposals to confirm
+PRESET = {"preset": ["tutorial"]}
 SWEEP_FILE = "sweep.json"
 RESUMING = {"resume", "seeds", "jobs", "address"}
-PACKAGES = ("ray", "pandas", "scipy", "matplotlib", "rich")  # imported late
+OF_THE_SWEEP = {"name", *RESUMING}
+OF_A_SEARCH = {"search", "confirm", "confirm_seeds"}
+PACKAGES = ("ray", "optuna", "pandas", "scipy", "matplotlib", "rich")  # imported late
 
 
 def parse_arguments(argv):
     """The flags that were given, as a dict; a mistake prints one line and exits with 2."""
     parser = Parser(prog="sweep.py", description=__doc__.partition("\n")[0])
     sweep = parser.add_argument_group("the sweep")
-    seeds_help = "how many, or which: 20, 0-9 or 1,2,5-9 (default 10); with --resume: add these"
+    seeds_help = "how many, or which: 20, 0-9 or 1,2,5-9 (default 10, or 3 for each proposal of a "
+    seeds_help += "search); with --resume: add these"
     sweep.add_argument("--seeds", type=parse_seeds, metavar="N", help=seeds_help)
     sweep.add_argument("--name", help="of the sweep and its folder NAME-sweep (default: the date)")
     sweep.add_argument("--resume", type=Path, metavar="NAME-sweep", help="run what is missing")
     jobs_help = "runs at a time (default: as many as there are cores)"
     sweep.add_argument("--jobs", type=whole(1, 1024), metavar="N", help=jobs_help)
     sweep.add_argument("--address", help="of a running Ray cluster: auto, or HOST:PORT")
+    search = parser.add_argument_group("a search")
+    search_help = "try N proposals within ranges A:B, or among the values given"
+    search.add_argument("--search", type=whole(1, 10**6), metavar="N", help=search_help)
+    confirm_help = f"best proposals to train again on fresh seeds (default {BEST})"
+    search.add_argument("--confirm", type=whole(1, 1000), metavar="N", help=confirm_help)
+    fresh_help = "seeds to confirm on (default: the ten after those of the search)"
+    search.add_argument("--confirm-seeds", type=parse_seeds, metavar="N", help=fresh_help)
     runs = parser.add_argument_group("the runs (give several values to compare them)")
     runs.add_argument("--preset", nargs="+", choices=run.PRESETS, help="default tutorial")
     env_help = f"gym environment (default {ENVIRONMENT})"
@@ -46,7 +60,8 @@ def parse_arguments(argv):
     set_help = "change a number of the environment; repeat --set to change another one too"
     runs.add_argument("--set", type=parse_change, help=set_help, **set_options)
     runs.add_argument("--until", type=parse_return, nargs="+", metavar="RETURN", help="as run.py's")
-    parser.add_hyperparameters(run.HYPERPARAMETERS, nargs="+")
+    table = {name: RangeOrValue(*row) for name, row in run.HYPERPARAMETERS.items()}
+    parser.add_hyperparameters(table, nargs="+")
     return vars(parser.parse_args(argv))
 
 
@@ -60,37 +75,53 @@ def load_sweep(folder):
     raise UsageError(f"--resume: {path} is missing, damaged or of another version of this program")
 
 
+def plan(argv, seeds=None):
+    """What a command line asks for: the Search or None, and the trials of a grid.
+
+    UsageError is raised if it can't be done.
+    """
+    asked = parse_arguments(argv)
+    seeds = seeds or asked.get("seeds")
+    given = {k: v for k, v in asked.items() if k not in OF_THE_SWEEP | OF_A_SEARCH}
+    tables = run.HYPERPARAMETERS, run.PRESETS
+    if "search" in asked:
+        seeds, counts = list(seeds or SEARCH_SEEDS), (asked["search"], asked.get("confirm", BEST))
+        return plan_search(given, tables, counts, seeds, asked.get("confirm_seeds")), []
+    for name in OF_A_SEARCH & asked.keys():
+        raise UsageError(f"{flag(name)} does nothing without --search")
+    refuse_ranges(given)
+    return None, make_trials(combinations(given or PRESET), seeds or SEEDS, *tables)
+
+
 def sweep(given, argv, stop):
     """Run a new sweep, or what is missing of an old one; return whether all trials finished."""
     for package in PACKAGES:
         if not importlib.util.find_spec(package):
             raise UsageError(f"no package {package}: pip install -r requirements-sweep.txt")
-    folder, seeds = given.get("resume"), given.get("seeds", SEEDS)
+    folder, seeds = given.get("resume"), given.get("seeds")
     if folder:
         for name in given.keys() - RESUMING:
             raise UsageError(f"{flag(name)}: a resumed sweep keeps what it was started with")
-        argv, seeds = load_sweep(folder)
-        seeds = list(dict.fromkeys([*seeds, *given.get("seeds", ())]))
-    grid = {k: v for k, v in parse_arguments(argv).items() if k not in {"name", *RESUMING}}
-    trials = make_trials(grid, seeds, run.HYPERPARAMETERS, run.PRESETS)
+        argv, started = load_sweep(folder)
+        seeds = list(dict.fromkeys([*started, *(seeds or ())]))
+    search, trials = plan(argv, seeds)
+    if search and folder and seeds != started:
+        raise UsageError("--seeds: a resumed search keeps its seeds")
     options = ray_options(given.get("address"), given.get("jobs"))
     if not folder:
         folder = create_log_folder(given.get("name"), "sweep")
         log(f"Created {folder}")
     with locked(folder):
+        seeds = search.seeds if search else list(dict.fromkeys(trial.seed for trial in trials))
         write_json(folder / SWEEP_FILE, {"version": VERSION, "arguments": argv, "seeds": seeds})
         start_ray(options)  # before anything imports it
-        from harness.sweeps.results import is_finished
-        from harness.sweeps.tables import report
-        from harness.sweeps.trials import run_trials
+        from harness.sweeps.stages import run_grid, run_search
 
-        missing = [trial for trial in trials if not is_finished(folder / f"{trial.name}-log")]
-        log(f"{len(missing)} of {len(trials)} trials to run")
-        failed = run_trials(folder, missing, given.get("jobs"), stop) if missing else set()
-        statuses = report(folder, trials, failed)
-    if "unfinished" in statuses:
+        stage = run_search if search else run_grid
+        ended, finished = stage(folder, search or trials, given.get("jobs"), stop)
+    if not ended:
         log(f"Stopped, to go on: {command('sweep.py', '--resume', folder)}")
-    return statuses == {"finished"}
+    return finished
 
 
 def main(argv=None):

@@ -12,16 +12,15 @@ from harness.arguments import flag, parse_arguments
 from harness.errors import UsageError
 from harness.settings import training_settings
 from harness.sweeps.cluster import ray_options
-from harness.sweeps.grid import Trial, make_trials, parse_seeds
+from harness.sweeps.grid import Trial, parse_seeds
 
 SWEEP = Path(sweep.__file__)
 
 
 def make(*arguments):
     """The trials that a command line stands for; one text is split at its spaces."""
-    given = sweep.parse_arguments(arguments[0].split() if len(arguments) == 1 else arguments)
-    seeds = given.pop("seeds", sweep.SEEDS)
-    return make_trials(given, seeds, run.HYPERPARAMETERS, run.PRESETS)
+    _, trials = sweep.plan(arguments[0].split() if len(arguments) == 1 else arguments)
+    return trials
 
 
 @pytest.mark.parametrize(

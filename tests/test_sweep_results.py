@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from harness.state import Episode, Progress, save_state
 from harness.sweeps.grid import Trial
+from harness.sweeps.pictures import draw_curves
 from harness.sweeps.results import interval, make_row, summarise
-from harness.sweeps.tables import draw_curves, report, summary_table
+from harness.sweeps.tables import report, summary_table
 
 
 def trial(seed=0, solved_from=-110.0, **flags):
@@ -39,7 +40,7 @@ def row(tmp_path):
     def row(*averages, failed=False, finished=True, solved_from=-110.0):
         one = trial(len(list(tmp_path.iterdir())), solved_from)
         leave(tmp_path, one, *averages, finished=finished)
-        return make_row(tmp_path, one, failed)
+        return make_row(tmp_path, one, "failed" if failed else None)
 
     return row
 
@@ -115,7 +116,7 @@ def test_one_run_or_one_without_a_completed_episode_has_no_interval(summary):
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     values = np.random.default_rng(0).normal(size=(20, 60))
-    low, high = interval(values, np.mean)
+    low, high = interval(np.mean, values)
     assert 0.85 <= np.mean((low < 0) & (high > 0)) <= 0.99
 
 
@@ -135,7 +136,7 @@ def folder(tmp_path):
     trials = [trial(seed, gamma=gamma) for gamma in (0.9, 0.8) for seed in range(3)]
     for number, one in enumerate(trials):
         leave(tmp_path, one, -180, -150, -100 - number, finished=number < 5)
-    return tmp_path, trials, {trials[-1].name}
+    return tmp_path, trials, {trials[-1].name: "failed"}
 
 
 def test_the_three_tables_are_ready_for_pandas(folder):
@@ -157,8 +158,8 @@ def test_the_three_tables_are_ready_for_pandas(folder):
 
 def test_the_report_shows_every_configuration_that_has_finished_runs(folder, capsys):
     path, trials, failed = folder
-    statuses = report(path, [*trials, trial(gamma=0.123)], failed)
-    assert statuses == {"finished", "failed", "unfinished"}
+    results = report(path, [*trials, trial(gamma=0.123)], failed)
+    assert set(results["status"]) == {"finished", "failed", "unfinished"}
     printed = capsys.readouterr().out
     for text in ("3 of 3", "2 of 3", "[9, 99] %", "1 failed", "-101.0", "± 1.0"):
         assert text in printed
@@ -206,6 +207,6 @@ def test_the_report_outlives_its_terminal(folder):
 
 
 def test_an_interrupted_sweep_without_a_finished_run_shows_no_table(tmp_path, capsys):
-    assert report(tmp_path, [trial()], set()) == {"unfinished"}
+    assert list(report(tmp_path, [trial()], {})["status"]) == ["unfinished"]
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "learning_curves.png").exists()

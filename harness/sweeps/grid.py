@@ -1,4 +1,4 @@
-"""The grid of a sweep: its trials, each a run of run.py with its own flags and seed."""
+"""The trials of a sweep, each a run of run.py with its own flags and seed."""
 
 import argparse
 import hashlib
@@ -68,26 +68,28 @@ def parse_seeds(text):
     return list(seeds)
 
 
-def make_trials(given, seeds, hyperparameters, presets):
-    """The trials of a sweep: every combination of the values given, with each seed.
+def combinations(given):
+    """Every combination of the values given, a list of flags, each of them with one value.
 
     `given` is a dict of run.py's flags, each with a list of values; of `set`, a list of lists.
-    UsageError is raised if run.py would refuse one, or it would evaluate nothing.
     """
-    given = given or {"preset": ["tutorial"]}
     if "set" in given:
         changes = [dict(pairs) for pairs in itertools.product(*given["set"])]
         if min(map(len, changes)) < len(given["set"]):
             raise UsageError("--set: a number is changed twice; give each name once")
         given = {**given, "set": changes}
-    grid = []
-    for values in itertools.product(*given.values()):
-        flags = dict(zip(given, values, strict=True))
-        grid.append((flags, training_settings(flags, hyperparameters, presets)))
-    every = [vars(settings) for _, settings in grid]
-    differing = [name for name in hyperparameters if len({one[name] for one in every}) > 1]
+    return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
+
+
+def make_trials(configurations, seeds, hyperparameters, presets):
+    """The trials of a sweep: a list of flags, each of them with each seed.
+
+    UsageError is raised if run.py would refuse one, or it would evaluate nothing.
+    """
+    every = [training_settings(flags, hyperparameters, presets) for flags in configurations]
+    differing = [name for name in hyperparameters if len({vars(one)[name] for one in every}) > 1]
     trials = {}
-    for flags, settings in grid:
+    for flags, settings in zip(configurations, every, strict=True):
         if not settings.eval_every:
             raise UsageError("--eval-every 0: a run is judged by its last evaluation")
         others = {name: getattr(settings, name) for name in differing if name not in flags}

@@ -15,16 +15,23 @@ from harness.training_run import EVALUATIONS_FILE
 
 # The mean of the middle half (Agarwal et al. 2021, "… at the Edge of the … Precipice").
 interquartile_mean = partial(trim_mean, proportiontocut=0.25)
+STOPPED = "stopped early"
+JUDGED = ("finished", STOPPED)
 EVALUATION = ["step", "episode_return_avg", "seconds"]
+
+
+def progress_of(log_folder):
+    """A run's steps so far and whether it has reached its end; 0 and None if nothing is saved."""
+    try:
+        state = load_state(log_folder / STATE_FILE)
+    except UsageError:
+        return 0, None
+    return state["progress"].step, state["progress"].finished(Namespace(**state["settings"]))
 
 
 def is_finished(log_folder):
     """Whether a run has reached its end; None if there is no state to go on from."""
-    try:
-        state = load_state(log_folder / STATE_FILE)
-    except UsageError:
-        return None
-    return state["progress"].finished(Namespace(**state["settings"]))
+    return progress_of(log_folder)[1]
 
 
 def read_evaluations(log_folder):
@@ -35,37 +42,52 @@ def read_evaluations(log_folder):
     return pd.read_csv(path, usecols=EVALUATION)
 
 
-def make_row(folder, trial, failed=False):
-    """A trial's row of results.csv, a dict; a finished run is judged by its last evaluation."""
+def common_evaluations(folder, trials):
+    """The mean episode_return_avg at each step that all trials have evaluated, a Series."""
+    runs = [read_evaluations(folder / f"{trial.name}-log").set_index("step") for trial in trials]
+    averages = pd.concat([run["episode_return_avg"] for run in runs], axis=1, join="inner")
+    return averages.mean(axis=1, skipna=False)
+
+
+def make_row(folder, trial, status=None):
+    """A trial's row of results.csv, a dict; a run is judged by its last evaluation.
+
+    `status` is that of a trial which isn't finished; by default it is unfinished.
+    """
     log_folder = folder / f"{trial.name}-log"
     evaluations = read_evaluations(log_folder)
     averages = evaluations["episode_return_avg"]
     last = evaluations.iloc[-1] if len(evaluations) else pd.Series(math.nan, EVALUATION)
-    finished = not failed and is_finished(log_folder)
-    final = last["episode_return_avg"] if finished else math.nan
+    finished = is_finished(log_folder)
+    status = "finished" if finished else status or "unfinished"
     return {
         "configuration": trial.configuration,
         **{name: as_text(value) for name, value in (trial.flags | trial.others).items()},
         "seed": trial.seed,
-        "status": "failed" if failed else "finished" if finished else "unfinished",
+        "status": status,
         "step": last["step"],
-        "episode_return_avg": final,
+        "episode_return_avg": last["episode_return_avg"] if status in JUDGED else math.nan,
         "best": averages.max(),
-        "solved": bool(final >= trial.solved_from),
+        "solved": bool(finished and last["episode_return_avg"] >= trial.solved_from),
         "first_solved_step": evaluations["step"][averages >= trial.solved_from].min(),
         "seconds": last["seconds"],
         "folder": log_folder.name,
     }
 
 
-def interval(values, statistic):
-    """The bootstrap's 95 % interval of a statistic along axis 0, NaN if it has none."""
-    values = np.asarray(values, float)
-    if len(values) < 2 or np.isnan(values).any():
-        return np.full((2, *values.shape[1:]), math.nan)
-    options = {"method": "percentile", "rng": np.random.default_rng(0)}
+def interval(statistic, *samples, level=0.95):
+    """The bootstrap's interval of a statistic of samples along axis 0, NaN if it has none."""
+    samples = [np.asarray(sample, float) for sample in samples]
+    if any(len(sample) < 2 or np.isnan(sample).any() for sample in samples):
+        return np.full((2, *samples[0].shape[1:]), math.nan)
+    options = {"method": "percentile", "rng": np.random.default_rng(0), "confidence_level": level}
     # In batches, which take less memory.
-    return bootstrap((values,), statistic, batch=500, **options).confidence_interval
+    return bootstrap(samples, statistic, batch=500, **options).confidence_interval
+
+
+def gain(finals, others):
+    """By how much the interquartile mean of `finals` is the higher one."""
+    return interquartile_mean(finals) - interquartile_mean(others)
 
 
 def summarise(rows):
@@ -77,7 +99,7 @@ def summarise(rows):
     finals = finished["episode_return_avg"]
     solved = binomtest(finished["solved"].sum(), len(rows))
     solved_low, solved_high = solved.proportion_ci(method="exact")  # Clopper and Pearson 1934
-    low, high = interval(finals, interquartile_mean)
+    low, high = interval(interquartile_mean, finals)
     return {
         "runs": len(finished),
         "failed": len(rows) - len(finished),
@@ -94,16 +116,23 @@ def summarise(rows):
     }
 
 
-def make_tables(folder, trials, failed):
-    """The DataFrames of results.csv, summary.csv and evaluations.csv; `failed`: set of names."""
-    results = pd.DataFrame(make_row(folder, trial, trial.name in failed) for trial in trials)
-    judged = results[results["status"] != "unfinished"]
+def make_tables(folder, trials, statuses, seeds=None):
+    """The DataFrames of results.csv, summary.csv and evaluations.csv.
+
+    Args:
+        statuses: dict of a trial's name: its status if it isn't finished.
+        seeds: of the trials that the summary compares; by default all.
+    """
+    rows = [make_row(folder, trial, statuses.get(trial.name)) for trial in trials]
+    settings = dict.fromkeys(name for trial in trials for name in trial.flags | trial.others)
+    results = pd.DataFrame(rows)
+    results = results[list(dict.fromkeys(["configuration", *settings, *results]))]
+    compared = results["status"].isin(["finished", "failed"])
+    if seeds is not None:
+        compared &= results["seed"].isin(seeds)
     summary = pd.DataFrame(
-        {
-            **group.iloc[0][["configuration", *trials[0].flags, *trials[0].others]],
-            **summarise(group),
-        }
-        for _, group in judged.groupby("configuration", sort=False)
+        {**group.iloc[0][["configuration", *settings]], **summarise(group)}
+        for _, group in results[compared].groupby("configuration", sort=False)
     )
     evaluations = pd.concat(
         read_evaluations(folder / f"{trial.name}-log").assign(

@@ -1,17 +1,15 @@
 """What a sweep shows: a live table while it runs, then a table and a picture of the results."""
 
 import math
-import textwrap
 from functools import partial
 
-import numpy as np
-from matplotlib.figure import Figure
 from ray import tune
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from harness.sweeps.results import interval, make_tables
+from harness.sweeps.pictures import draw_curves
+from harness.sweeps.results import STOPPED, is_finished, make_tables
 from harness.terminal import log
 from harness.whole_files import attempt, write_file
 
@@ -24,13 +22,18 @@ def plain_console():
     return Console(markup=False, emoji=False, highlight=False)
 
 
-class LiveTable(tune.Callback):
-    """Logs each trial that ends; rendered, it is a table of those that are running."""
+def label(trials):
+    """A name for trials of one configuration: that of the first, with the seeds of all."""
+    return ",".join([trials[0].name, *(str(trial.seed) for trial in trials[1:])])
 
-    def __init__(self, folder, count):
-        self.folder, self.count, self.ended = folder, count, 0
+
+class LiveTable(tune.Callback):
+    """Logs each of Tune's trials that ends; rendered, it is a table of those that are running."""
+
+    def __init__(self, folder, count, stop):
+        self.folder, self.count, self.stop, self.ended = folder, count, stop, 0
         self.running = {}  # one of Tune's trials: its latest result
-        self.failed = set()  # names
+        self.failed = set()  # names of runs
 
     def render(self):
         """The running trials, a rich Table."""
@@ -39,10 +42,11 @@ class LiveTable(tune.Callback):
         columns = "running", "seed", "step", "episode_return_avg"
         table = Table(*columns, caption=counts, caption_justify="left", **LOOK)
         for tune_trial, result in list(self.running.items()):
-            trial = tune_trial.config["trial"]
-            step = f"{result.get('step', 0):.0f}/{trial.max_steps}"
-            average = number(result.get("episode_return_avg", math.nan))
-            table.add_row(trial.configuration, str(trial.seed), step, average)
+            trials = tune_trial.config["trials"]
+            seeds = ",".join(str(trial.seed) for trial in trials)
+            step = f"{result['step']:.0f}/{trials[0].max_steps}"
+            average = number(result["episode_return_avg"])
+            table.add_row(trials[0].configuration, seeds, step, average)
         return table
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
@@ -50,23 +54,24 @@ class LiveTable(tune.Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info):
         self.running.pop(trial, None)
-        log(f"Retrying {trial.config['trial'].name}")
+        log(f"Retrying {label(trial.config['trials'])}")
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        name = trial.config["trial"].name
-        self.failed.add(name)
-        self._end(trial, f"failed: see {self.folder / name}.txt")
+        names = [one.name for one in trial.config["trials"]]
+        names = [name for name in names if not is_finished(self.folder / f"{name}-log")]
+        self.failed.update(names)
+        self._end(trial, f"failed: see {self.folder / names[0]}.txt")
 
     def on_trial_complete(self, iteration, trials, trial, **info):
-        result = self.running.get(trial, {})
-        if result.get("finished"):  # a signal ends the others, too
-            average = result.get("episode_return_avg", math.nan)
-            self._end(trial, f"finished: episode_return_avg {average:.3f}")
+        result = self.running.get(trial)
+        if result and (result["finished"] or not self.stop.number):  # a signal ends all
+            ended = "finished" if result["finished"] else f"{STOPPED} at step {result['step']:.0f}"
+            self._end(trial, f"{ended}: episode_return_avg {result['episode_return_avg']:.3f}")
 
     def _end(self, trial, text):
         self.running.pop(trial, None)
         self.ended += 1
-        log(f"{self.ended}/{self.count} {trial.config['trial'].name} {text}")
+        log(f"{self.ended}/{self.count} {label(trial.config['trials'])} {text}")
 
 
 def number(value, form=".1f"):
@@ -102,38 +107,23 @@ def summary_table(summary):
     return "\n".join(map(str.rstrip, shown.get().splitlines()))
 
 
-def draw_curves(path, evaluations):
-    """Draw the mean of each configuration's evaluations, with its 95 % interval as a band.
+def report(folder, trials, statuses, seeds=None):
+    """Save the results; show those of the finished runs; return the table of results.csv.
 
-    A run that ended early keeps its last evaluation.
+    The arguments are those of `make_tables`.
     """
-    groups = list(evaluations.groupby("configuration", sort=False))
-    figure = Figure(figsize=(8, 5 + 0.4 * len(groups)), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="episode_return_avg")
-    for configuration, rows in groups:
-        runs = rows.pivot(index="step", columns="seed", values="episode_return_avg").ffill()
-        label = f"{configuration} (n = {runs.shape[1]})"
-        label = textwrap.fill(label, NARROWEST, break_on_hyphens=False)
-        (line,) = axes.plot(runs.mean(axis=1, skipna=False), label=label)
-        low, high = interval(runs.T, np.mean)
-        axes.fill_between(runs.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center")
-    write_file(path, partial(figure.savefig, dpi=150))
-
-
-def report(folder, trials, failed):
-    """Save the results; show those of the finished runs; return the set of all statuses."""
-    results, summary, evaluations = make_tables(folder, trials, failed)
+    results, summary, evaluations = make_tables(folder, trials, statuses, seeds)
     for name, table in (("results", results), ("summary", summary), ("evaluations", evaluations)):
         if len(table):
             # %.10g: no 3.1500000000000004
             write = partial(table.to_csv, index=False, float_format="%.10g")
             attempt(write_file, folder / f"{name}.csv", write)
     finished = results[results["status"] == "finished"]
-    if len(finished):
-        curves = evaluations.merge(finished[["configuration", "seed"]])
+    curves = evaluations.merge(finished[["configuration", "seed"]])
+    if seeds is not None:
+        curves = curves[curves["seed"].isin(seeds)]
+    if len(curves):
         attempt(draw_curves, folder / "learning_curves.png", curves)
         log(summary_table(summary[summary["runs"] > 0]))
         log(f"results.csv, summary.csv, evaluations.csv and learning_curves.png are in {folder}")
-    return set(results["status"])
+    return results

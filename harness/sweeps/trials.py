@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from ray import tune
 from rich.live import Live
 
 from harness.sweeps.cluster import PROJECT, on_node, pack, unpack
-from harness.sweeps.results import is_finished, read_evaluations
+from harness.sweeps.results import common_evaluations, is_finished
 from harness.sweeps.tables import LiveTable, plain_console
 
 RETRIES = 2
@@ -46,65 +47,87 @@ def start_run(folder, trial):
 
 
 class TrialRun(tune.Trainable):
-    """One trial, where Ray put it: a process of run.py, followed through its evaluations."""
+    """Trials of one configuration, where Ray put them: processes of run.py, side by side."""
 
     def setup(self, config):
-        """Start the run, or go on with it if its folder holds a state to go on from."""
-        self.home, self.node, self.name = config["folder"], config["node"], config["trial"].name
+        """Start the runs, or go on with those whose folders hold a state to go on from."""
+        self.home, self.node, self.trials = config["folder"], config["node"], config["trials"]
         self.away = ray.get_runtime_context().get_node_id() != self.node  # on another disk
         self.folder = Path(tempfile.mkdtemp(prefix="sweep-")) if self.away else self.home
         if self.away:
-            unpack(self.folder, on_node(self.node, pack, self.home, self.name))
-        self.log_folder = self.folder / f"{self.name}-log"
-        self.process = start_run(self.folder, config["trial"])
+            for trial in self.trials:
+                unpack(self.folder, on_node(self.node, pack, self.home, trial.name))
+        self.processes = [start_run(self.folder, trial) for trial in self.trials]
+        self.evaluations, self.reported = (), 0
 
     def step(self):
-        """Wait a moment; return where the run is."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(POLL_SECONDS)
-        status = self.process.returncode
-        # A signal may have come after the last step, with a status of its own.
-        finished = status is not None and bool(is_finished(self.log_folder))
-        result = {"done": finished, "finished": finished}  # Tune may change the first
-        for row in read_evaluations(self.log_folder).tail(1).to_dict("records"):
-            result |= row
-        if status is not None:
+        """Wait a moment; return where the runs are: one evaluation after the other."""
+        running = [process for process in self.processes if process.poll() is None]
+        if running and self.reported == len(self.evaluations):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[0].wait(POLL_SECONDS)
+        finished = [
+            # A signal may have come after the last step, with a status of its own.
+            process.poll() is not None and is_finished(self.folder / f"{trial.name}-log")
+            for process, trial in zip(self.processes, self.trials, strict=True)
+        ]
+        self.evaluations = common_evaluations(self.folder, self.trials)
+        self.reported = min(self.reported + 1, len(self.evaluations))
+        for process, done in zip(self.processes, finished, strict=True):
+            if process.returncode is not None and not done:
+                self.cleanup()
+                raise RuntimeError(f"run.py ended with exit status {process.returncode}")
+        done = all(finished) and self.reported == len(self.evaluations)
+        if done:
             self.cleanup()
-            if not finished:
-                raise RuntimeError(f"run.py ended with exit status {status}")
-        return result
+        result = {"done": done, "finished": done}  # Tune may change the first
+        for step, average in self.evaluations[: self.reported].tail(1).items():
+            return result | {"step": step, "episode_return_avg": average}
+        return result | {"step": 0, "episode_return_avg": math.nan}
 
     def cleanup(self):
-        """End the run, its state saved, and bring its files home."""
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_SECONDS)
-        self.process.kill()
+        """End the runs, their states saved, and bring their files home."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            process.kill()
         if self.away and self.folder.exists():
-            on_node(self.node, unpack, self.home, pack(self.folder, self.name))
+            for trial in self.trials:
+                on_node(self.node, unpack, self.home, pack(self.folder, trial.name))
             shutil.rmtree(self.folder)
 
     def reset_config(self, config):
-        """Take over another trial in this process, which spares Ray's start."""
+        """Take over other trials in this process, which spares Ray's start."""
+        self.cleanup()  # ASHA may have stopped the former
         self.setup(config)
         return True
 
 
-def run_trials(folder, trials, jobs, stop):
+def run_trials(folder, jobs, stop, trials=(), **search):
     """Run trials, as many at a time as there are cores, or `jobs`; return the names of the failed.
 
     A trial that fails, or whose node is lost, is retried from its last saved state. Once `stop` is
     set, running trials save their state and end.
+
+    Args:
+        search: instead of trials: TuneConfig's search_alg, scheduler and num_samples.
     """
-    table = LiveTable(folder, len(trials))
+    table = LiveTable(folder, search.get("num_samples", len(trials)), stop)
     stopper = tune.stopper.NoopStopper()
     stopper.stop_all = lambda: bool(stop.number)  # Tune asks again and again
-    node, grid = ray.get_runtime_context().get_node_id(), tune.grid_search(trials)
+    space = {"folder": folder.resolve(), "node": ray.get_runtime_context().get_node_id()}
+    if not search:
+        space["trials"] = tune.grid_search([[trial] for trial in trials])
     with tempfile.TemporaryDirectory() as storage:
         tuner = tune.Tuner(
             TrialRun,
-            param_space={"folder": folder.resolve(), "node": node, "trial": grid},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=jobs),
+            param_space=space,
+            # A search's actor must end with its trial, or ASHA would stop no run.
+            tune_config=tune.TuneConfig(
+                reuse_actors=not search, max_concurrent_trials=jobs, **search
+            ),
             run_config=tune.RunConfig(
                 storage_path=storage,
                 verbose=0,

@@ -1,0 +1,121 @@
+"""What a search varies: ranges and choices of hyperparameters, checked before anything starts."""
+
+import argparse
+from dataclasses import dataclass
+
+from harness.arguments import Hyperparameter, as_text, flag
+from harness.errors import UsageError
+from harness.sweeps.grid import combinations, make_trials
+
+# What a run learns and how it is judged: the same for all proposals, and for the preset.
+SHARED = ("preset", "env", "set", "max_steps", "eval_every", "eval_steps", "eval_epsilon")
+SHARED += ("log_every", "snapshot_every", "q_validation_size")
+FRESH_SEEDS = 10
+LAST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+    @property
+    def logarithmic(self):
+        """Whether it spans a decade or more."""
+        return 0 < 10 * self.low <= self.high
+
+
+class RangeOrValue(Hyperparameter):
+    """A hyperparameter that may be given as a range, `A:B`."""
+
+    def parse(self, text):
+        """A Range or a value; raises ArgumentTypeError if one is out of bounds."""
+        if ":" not in text:
+            return super().parse(text)
+        if isinstance(self.default, tuple):
+            raise argparse.ArgumentTypeError(f"expected layers, such as 32,32, not {text!r}")
+        low, high = map(super().parse, text.split(":", 1))
+        if low >= high:
+            raise argparse.ArgumentTypeError(f"expected a range from low to high, not {text!r}")
+        return Range(low, high)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search is to try: its flags, each with a list of values, and its seeds."""
+
+    given: dict
+    searched: dict  # of its flags, those that vary: a Range or the choices
+    tables: tuple  # the hyperparameters and the presets, dicts
+    count: int  # of proposals
+    confirmed: int  # the best so many
+    seeds: list
+    fresh_seeds: list
+
+    def flags(self, values):
+        """run.py's flags for a proposal, a dict of the searched flags' values."""
+        table, _ = self.tables
+        parsed = {name: [table[name].parse(as_text(value))] for name, value in values.items()}
+        return combinations(self.given | parsed)[0]
+
+    def trials(self, values):
+        """The trials of a proposal, one for each of the search's seeds."""
+        return make_trials([self.flags(values)], self.seeds, *self.tables)
+
+    def confirmation(self, proposals):
+        """The trials on fresh seeds of a list of values, then those of the preset to beat."""
+        configurations = [*map(self.flags, proposals), self.preset]
+        return make_trials(configurations, self.fresh_seeds, *self.tables)
+
+    @property
+    def max_steps(self):
+        """The steps of each run."""
+        return self.confirmation([])[0].max_steps
+
+    @property
+    def preset(self):
+        """The flags of the preset that a proposal must beat."""
+        shared = {name: self.given[name] for name in SHARED if name in self.given}
+        return combinations({"preset": ["tutorial"]} | shared)[0]
+
+
+def plan_search(given, tables, counts, seeds, fresh):
+    """The Search that flags ask for; UsageError if one can't be searched, or run.py refuses one.
+
+    Args:
+        tables: of the hyperparameters and the presets.
+        counts: of the proposals, and of those to confirm.
+        fresh: seeds to confirm on; None for the ten after the search's.
+    """
+    searched = {}
+    for name, values in given.items():
+        ranges = [value for value in values if isinstance(value, Range)]
+        if name == "until":
+            raise UsageError("--until: a search judges all runs after the same steps; leave it out")
+        if name in SHARED and (ranges or len(combinations({name: values})) > 1):
+            raise UsageError(f"{flag(name)}: a search can't vary it; give one value")
+        if ranges and len(values) > 1:
+            raise UsageError(f"{flag(name)}: give one range, or several values")
+        if ranges or len(set(map(as_text, values))) > 1:
+            searched[name] = ranges[0] if ranges else list(dict.fromkeys(values))
+    if not searched:
+        raise UsageError("--search: nothing varies; give a range such as --learning-rate 1e-4:0.01")
+    fresh = fresh or [max(seeds) + number for number in range(1, FRESH_SEEDS + 1)]
+    for seed in fresh:
+        if seed in seeds:
+            raise UsageError(f"--confirm-seeds: the search uses seed {seed}; confirm on others")
+        if seed > LAST_SEED:
+            raise UsageError("--confirm-seeds: no seeds follow the search's; name some")
+    search = Search(given, searched, tables, *counts, seeds, fresh)
+    ends = {k: [v.low, v.high] if isinstance(v, Range) else v for k, v in searched.items()}
+    make_trials([*combinations(given | ends), search.preset], [0], *tables)
+    return search
+
+
+def refuse_ranges(given):
+    """Raise UsageError if one of a grid's flags, a dict of lists of values, has a range."""
+    for name, values in given.items():
+        if any(isinstance(value, Range) for value in values):
+            raise UsageError(f"{flag(name)}: a range needs --search N")
