@@ -99,7 +99,7 @@ class Proposals(OptunaSearch):
 
     def on_trial_complete(self, trial_id, result=None, error=False):
         """Tell Optuna the last result; remember that ASHA stopped it, if it did."""
-        asked, proposal = self.asked.pop(trial_id)
+        asked, proposal = self.asked[trial_id]
         super().on_trial_complete(asked, result, error)
         # A signal ends all trials, which then go on when the sweep is resumed.
         if result and not (error or self.stop.number or result["finished"]):

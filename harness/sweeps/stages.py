@@ -37,6 +37,8 @@ def run_search(folder, search, jobs, stop):
         options = {"search_alg": proposals, "scheduler": asha, "num_samples": left}
         statuses |= dict.fromkeys(run_trials(folder, jobs, stop, **options), "failed")
     made = proposals.made
+    if not made:  # Ray has failed
+        return False, False
     statuses |= {trial.name: STOPPED for one in made if one.stopped for trial in one.trials}
     trials, confirmation = [trial for one in made for trial in one.trials], []
     ended = [one for one in made if one.ended]

@@ -58,9 +58,9 @@ class LiveTable(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info):
         names = [one.name for one in trial.config["trials"]]
-        names = [name for name in names if not is_finished(self.folder / f"{name}-log")]
-        self.failed.update(names)
-        self._end(trial, f"failed: see {self.folder / names[0]}.txt")
+        failed = [name for name in names if not is_finished(self.folder / f"{name}-log")]
+        self.failed.update(failed)
+        self._end(trial, f"failed: see {self.folder / (failed or names)[0]}.txt")
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         result = self.running.get(trial)

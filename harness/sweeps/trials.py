@@ -36,6 +36,8 @@ def start_run(folder, trial):
     resumed = is_finished(log_folder) is not None
     if resumed:
         command += ["--resume", log_folder.name]
+        if "env" in trial.flags:  # an environment of the user's own needs to be allowed again
+            command += ["--env", trial.flags["env"]]
     else:
         shutil.rmtree(log_folder, ignore_errors=True)
         command += ["--name", trial.name, "--seed", str(trial.seed), *trial.arguments]
