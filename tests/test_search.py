@@ -1,4 +1,3 @@
-import contextlib
 import json
 import math
 import os
@@ -211,37 +210,6 @@ def test_asha_stops_what_is_worse_than_before_and_no_ties(proposals):
     assert decide("tie", 100, -200) == decide("median", 200, -151) == "CONTINUE"
     assert decide("worse", 200, -151.5) == "STOP"
     assert decide("too early to tell", 80, -300) == "CONTINUE"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--gamma 0.9:0.99", "--gamma: a range needs --search N"),
-        ("--confirm 2", "--confirm does nothing without --search"),
-        ("--confirm-seeds 2", "--confirm-seeds does nothing without --search"),
-        ("--search 2", "nothing varies"),
-        ("--search 2 --gamma 0.9 0.90", "nothing varies"),
-        ("--search 2 --gamma 0.9:0.99 0.5", "one range, or several values"),
-        ("--search 2 --gamma 0.9:0.99 --until -110", "leave it out"),
-        ("--search 2 --preset tuned tutorial", "--preset: a search can't vary it"),
-        ("--search 2 --env A-v0 B-v0", "--env: a search can't vary it"),
-        ("--search 2 --set gravity=1 gravity=2", "--set: a search can't vary it"),
-        ("--search 2 --max-steps 100:200", "--max-steps: a search can't vary it"),
-        ("--search 2 --batch-size 64:60000", "no more than the --buffer-size"),
-        ("--search 2 --gamma 0.9 1 --max-steps 200:100", "expected a range from low to high"),
-        ("--search 2 --gamma 0.9:1.1", "expected a number from 0 to 1, not '1.1'"),
-        ("--search 2 --hidden 16:32", "expected layers"),
-        ("--search 2 --n-step 1:x", "expected a whole number"),
-        ("--search 2 --gamma 0.9:0.99 --confirm-seeds 2-11", "the search uses seed 2"),
-        ("--search 2 --gamma 0.9:0.99 --seeds 2147483647,0", "no seeds follow"),
-    ],
-)
-def test_what_cannot_be_searched_is_refused_in_one_line(arguments, message, here, capsys):
-    with contextlib.suppress(SystemExit):
-        assert sweep.main(arguments.split()) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("sweep.py: error: ") and error.count("\n") == 1
-    assert not any(here.iterdir())
 
 
 def confirmed(proposal, preset):
