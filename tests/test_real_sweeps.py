@@ -1,18 +1,16 @@
 import csv
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import termios
-import threading
 import time
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from conftest import terminal
 from test_sweep import SWEEP
 
 import sweep
@@ -24,7 +22,7 @@ FEW = "--train-start 300 --eval-every 300 --eval-steps 400 --snapshot-every 600"
 ARGUMENTS = f"--max-steps 600 1200 6000 {FEW}".split()
 FLAGS = FEW.replace("--", "").replace(" ", "-")
 SHORT, BAD, LONG = (f"max-steps-{steps}-{FLAGS}-seed-0" for steps in (600, 1200, 6000))
-COLUMNS = 80
+COLUMNS = 80  # of conftest's terminal
 
 
 def start(arguments, folder, stdout=subprocess.PIPE):
@@ -40,25 +38,9 @@ def communicate(process):
 
 def in_terminal(arguments, folder):
     """What `communicate` returns of a sweep that writes to a terminal."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, COLUMNS))
-    shown = []
-
-    def read():
-        try:
-            while data := os.read(ours, 1 << 16):
-                shown.append(data)
-        except OSError:
-            pass  # its last user has closed it
-
-    process = start(arguments, folder, stdout=theirs)
-    os.close(theirs)
-    reader = threading.Thread(target=read)
-    reader.start()
-    ended = communicate(process)
-    reader.join()
-    os.close(ours)
-    ended.out = b"".join(shown).decode().replace("\r\n", "\n")
+    with terminal() as (screen, shown):
+        ended = communicate(start(arguments, folder, stdout=screen))
+    ended.out = shown.decode().replace("\r\n", "\n")
     return ended
 
 
