@@ -59,6 +59,8 @@ def training_settings(given, hyperparameters, presets, origin=None):
     refuse_others(given, {*TRAINING, *hyperparameters}, "when a policy is trained")
     if "train" in given and "model" not in given:
         raise UsageError("--train goes on from a snapshot: name it with --model X.h5")
+    if "model" in given and "scale_inputs" in given:
+        raise UsageError("--scale-inputs is for new weights; --model brings its own")
     defaults = {name: row.default for name, row in hyperparameters.items()}
     defaults |= {"env": ENVIRONMENT, "set": {}, "threads": 1, "name": None, "until": None}
     defaults["preset"] = None if origin else "tutorial"

@@ -132,6 +132,7 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--episodes", "3"], "--model"),
         (["--model", POLICY, "--epsilon", "0.1"], "--epsilon does nothing when a policy is played"),
         (["--model", POLICY, "--eval", "--train"], "--eval does nothing when a policy is trained"),
+        (["--model", POLICY, "--train", "--scale-inputs", "1"], "--scale-inputs is for new"),
         (["--model", POLICY, "--view", "--eval"], "--view opens a window, --eval doesn't"),
         (["--model", "x.h5"], "can't use x.h5: no such file"),
         (["--model", "."], "can't use .: is a directory"),
