@@ -72,7 +72,7 @@ HYPERPARAMETERS = {
 PRESETS = {
     "tutorial": {},
     "tuned": {"gamma": 0.999, "n_step": 7, "hidden": (64, 64), "scale_inputs": 1, "max_repeat": 40}
-    | {"target_update_every": 500, "initial_epsilon": 0.1, "epsilon_decay_steps": 50000},
+    | {"target_update_every": 500, "initial_epsilon": 0.3, "epsilon_decay_steps": 50000},
 }
 
 

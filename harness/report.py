@@ -31,7 +31,8 @@ def report(run):
     reached = settings.until is not None and progress.best_average >= settings.until
     best = max(progress.best_return, progress.best_average)
     if -math.inf < best <= progress.worst_return < math.inf and not reached:
-        log(f"Every episode returned {best:.1f}: try --preset tuned, or another --seed")
+        advice = "--preset tuned" if settings.preset != "tuned" else "a larger --initial-epsilon"
+        log(f"Every episode returned {best:.1f}: try {advice}, or another --seed")
         return
     snapshot = folder / f"{run_name(folder)}-best.h5"
     if progress.best_step:
