@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from harness.sweeps.results import STOPPED, interval
 from harness.sweeps.space import Range
@@ -47,6 +48,12 @@ def draw_search(path, searched, proposals):
         axes = figure.add_subplot(rows, columns, number, xlabel=name, ylabel="episode_return_avg")
         if isinstance(values, Range) and values.logarithmic:
             axes.set_xscale("log")
+            ticks = np.geomspace(values.low, values.high, 3)  # Matplotlib's own would overlap
+            axes.set_xticks(ticks, labels=[f"{tick:.4g}" for tick in ticks])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlim(ticks[0] / 1.1, ticks[-1] * 1.1)
+        elif isinstance(values, Range):
+            axes.locator_params(axis="x", nbins=5)
         for stopped, marker, label in ((False, "o", "finished"), (True, "x", STOPPED)):
             shown = [one for one in proposals if one.stopped == stopped]
             tried, last = [one.values[name] for one in shown], [one.last for one in shown]
