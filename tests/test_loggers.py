@@ -40,6 +40,7 @@ def test_what_is_plotted_is_in_the_file_at_once(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     logger.log_scalars(20, loss=0.5)
     assert events(tmp_path).Tags()["scalars"] == ["loss"]
+    logger.close()
 
 
 @pytest.fixture(scope="module")
