@@ -15,10 +15,7 @@ LEFT, BOTTOM, PLOT_WIDTH, PLOT_HEIGHT = plots.PLOT
 BAR_END = plots.COLOUR_BAR[0] + plots.COLOUR_BAR[2] + 1
 TOP = plots.SIZE[1] - BOTTOM - PLOT_HEIGHT
 
-pytestmark = pytest.mark.filterwarnings(
-    "error",
-    "ignore::pytest.PytestUnraisableExceptionWarning",  # another test's open file
-)
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.fixture(scope="module")
