@@ -60,6 +60,7 @@ HYPERPARAMETERS = {
     "max_repeat": Hyperparameter(1, 1, MANY, "most steps that a random action is repeated for"),
     "buffer_size": Hyperparameter(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay"),
     "train_start": Hyperparameter(TRAIN_START, 1, MANY, "first step that fits a batch"),
+    "ema_momentum": Hyperparameter(0.0, 0, 0.999999, "share of the past in the averaged weights"),
     "clipnorm": Hyperparameter(1.0, 1e-9, MANY, "longest gradient, all weights together"),
     "max_steps": Hyperparameter(MAX_STEPS, 1, MANY, "steps to train for"),
     "eval_every": Hyperparameter(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none"),
@@ -72,7 +73,8 @@ HYPERPARAMETERS = {
 PRESETS = {
     "tutorial": {},
     "tuned": {"gamma": 0.999, "n_step": 7, "hidden": (64, 64), "scale_inputs": 1, "max_repeat": 40}
-    | {"target_update_every": 500, "initial_epsilon": 0.3, "epsilon_decay_steps": 50000},
+    | {"target_update_every": 500, "initial_epsilon": 0.3, "epsilon_decay_steps": 50000}
+    | {"ema_momentum": 0.9995},
 }
 
 
@@ -124,9 +126,8 @@ def fit_batch(model, target_model, batch):
     Returns:
         the loss, a float32 scalar.
     """
-    observations, actions, rewards, next_observations, discounts = split_columns(
-        batch, model.input_shape[0][-1]
-    )
+    columns = split_columns(batch, model.input_shape[0][-1])
+    observations, actions, rewards, next_observations, discounts = columns
     next_q_values = predict(target_model, next_observations)
     # The discount of a terminated transition is 0: its next state has no value.
     q_values = rewards + discounts * tf.reduce_max(next_q_values, axis=1)
@@ -146,9 +147,8 @@ def compile_fit_and_predict(model, target_model, batch_size):
         loss = fit_batch(model, target_model, batch)
         return tf.concat([[loss], predict(model, observation[None])[0]], axis=0)
 
-    observation_size = model.input_shape[0][-1]
-    batch_shape = (batch_size, row_width(observation_size))
-    return compile_step(fit_and_predict, batch_shape, (observation_size,))
+    size = model.input_shape[0][-1]
+    return compile_step(fit_and_predict, (batch_size, row_width(size)), (size,))
 
 
 def greedy_action(q_values):
@@ -235,7 +235,8 @@ def train(settings, folder, stop, weights=None, state=None):
     keras_model = create_model(
         env, settings.hidden, settings.learning_rate, settings.clipnorm, settings.scale_inputs
     )
-    model, target_model = FlatModel(keras_model, weights), FlatModel(keras_model, weights)
+    model = FlatModel(keras_model, weights, settings.ema_momentum)
+    target_model = FlatModel(keras_model, weights)
     size, seed = env.observation_space.shape[0], [settings.seed, 1]
     replay_buffer = ReplayBuffer(settings.buffer_size, size, settings.gamma, settings.n_step, seed)
     fit_and_predict = compile_fit_and_predict(model, target_model, settings.batch_size)
@@ -266,7 +267,7 @@ def train(settings, folder, stop, weights=None, state=None):
 
             run.log_step(action, reward, terminated or truncated, loss, q_values)
             if run.is_due(settings.eval_every):
-                run.log_evaluation(evaluate(eval_env, model.get_weights(), settings, step))
+                run.log_evaluation(evaluate(eval_env, model.averaged_weights(), settings, step))
             if run.is_due(settings.snapshot_every):
                 run.save()
         run.finish()

@@ -33,19 +33,30 @@ class FlatModel:
         keras_model: the keras.Model; its own weights stay as they are until `as_keras`.
         theta: keras.Variable, float32 (number of weights,).
         optimizer: the model's optimizer, made anew for `theta`.
+        average: keras.Variable, the running average of `theta` over the steps (Polyak and Juditsky
+            1992, doi.org/10.1137/0330046); without an `ema_momentum`, `theta` itself.
     """
 
-    def __init__(self, keras_model, weights=None):
-        """`weights`: list of arrays to start with, instead of the Keras model's own."""
+    def __init__(self, keras_model, weights=None, ema_momentum=0):
+        """Make one with the Keras model's weights, or others.
+
+        Args:
+            weights: list of arrays to start with, instead of the Keras model's own.
+            ema_momentum: the share of `average` that a step keeps; the rest is from `theta`.
+        """
         self.keras_model = keras_model
         self.input_shape, self.output_shape = keras_model.input_shape, keras_model.output_shape
         self.shapes = [tuple(weight.shape) for weight in keras_model.trainable_variables]
         self.sizes = [int(np.prod(shape)) for shape in self.shapes]
         self.theta = keras.Variable(np.zeros(sum(self.sizes), np.float32), name="theta")
         optimizer = keras_model.optimizer
-        self.optimizer = type(optimizer).from_config(optimizer.get_config())
+        averaging = {"use_ema": ema_momentum > 0, "ema_momentum": ema_momentum}
+        self.optimizer = type(optimizer).from_config(optimizer.get_config() | averaging)
         self.optimizer.build([self.theta])
+        averages = [v for v in self.optimizer.variables if v.name == "theta_average"]
+        self.average = averages[0] if averages else self.theta
         self.set_weights(weights or keras_model.get_weights())
+        self.average.assign(self.theta)
 
     def set_weights(self, weights):
         """Take the weights from a list of arrays in the order of `keras_model.get_weights()`."""
@@ -53,12 +64,15 @@ class FlatModel:
 
     def get_weights(self):
         """The weights as the list of arrays that `keras_model.set_weights()` takes."""
-        parts = np.split(self.theta.numpy(), np.cumsum(self.sizes)[:-1])
-        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return self._apart(self.theta)
+
+    def averaged_weights(self):
+        """The running average of the weights, as `get_weights` gives those of now."""
+        return self._apart(self.average)
 
     def as_keras(self):
-        """The Keras model, with these weights."""
-        self.keras_model.set_weights(self.get_weights())
+        """The Keras model, with the averaged weights."""
+        self.keras_model.set_weights(self.averaged_weights())
         return self.keras_model
 
     def get_state(self):
@@ -85,3 +99,7 @@ class FlatModel:
             loss = tf.reduce_mean(losses)
         self.optimizer.apply([tape.gradient(loss, self.theta.value)], [self.theta])
         return loss
+
+    def _apart(self, flat):
+        parts = np.split(flat.numpy(), np.cumsum(self.sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]

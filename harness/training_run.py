@@ -120,7 +120,7 @@ class TrainingRun:
 
     def log_evaluation(self, episode_return_avg):
         """Print, plot and keep the result of an evaluation; save the best snapshot so far."""
-        progress, weights = self.progress, self.model.get_weights()
+        progress, weights = self.progress, self.model.averaged_weights()
         max_q_values = q_function(weights, progress.q_validation_observations).max(axis=1)
         avg_max_q_value = float(max_q_values.mean()) if len(max_q_values) else math.nan
         results = episode_return_avg, avg_max_q_value

@@ -20,6 +20,7 @@ FEW = (
     "--q-validation-size 40 --hidden 8,8 --epsilon 0.3"
 )
 EVERYTHING = f"{FEW} --n-step 3 --max-repeat 40 --initial-epsilon 0.9 --epsilon-decay-steps 300"
+EVERYTHING += " --ema-momentum 0.9"
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(

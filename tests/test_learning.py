@@ -66,6 +66,22 @@ def test_fit_batch_does_what_keras_fit_does(tensorflow, env, reward_scale):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
 
 
+def test_averaged_weights_are_an_exponential_moving_average(tensorflow, env):
+    model = FlatModel(run.create_model(env), ema_momentum=0.9)
+    target_model, rng, expected = FlatModel(model.keras_model), np.random.default_rng(1), None
+    for averaged, now in zip(model.averaged_weights(), model.get_weights(), strict=True):
+        assert (averaged == now).all()
+    for _ in range(20):
+        run.fit_batch(model, target_model, make_batch(rng))
+        now = model.theta.numpy()
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+    averaged = np.concatenate([weight.ravel() for weight in model.averaged_weights()])
+    np.testing.assert_allclose(averaged, expected, rtol=1e-4, atol=1e-6)
+    assert abs(averaged - now).max() > 1e-3
+    for saved, weight in zip(model.as_keras().get_weights(), model.averaged_weights(), strict=True):
+        assert (saved == weight).all()
+
+
 def test_the_direct_call_equals_tensorflows_own_bit_for_bit(tensorflow, env):
     losses, weights = [], []
     keras_model = run.create_model(env, hidden=(48, 16))

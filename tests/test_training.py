@@ -89,6 +89,26 @@ def test_n_step_1_is_the_tutorials_algorithm_to_the_bit(train):
     assert (weights == final_weights(folder)).all()
 
 
+def test_averaged_weights_are_played_and_saved_and_leave_the_training_as_it_is(train):
+    _, plain_run = train(seed=7, name="plain", **SMALL)
+    folder, ended = train(seed=7, name="averaged", ema_momentum=0.99, **SMALL)
+    model = ended.parts["model"]
+    assert (model.theta.numpy() == plain_run.parts["model"].theta.numpy()).all()
+    assert (final_weights(folder) == model.average.numpy()).all()
+    assert (final_weights(folder) != model.theta.numpy()).any()
+    states = ended.progress.q_validation_observations
+    max_q_values = q_function(model.averaged_weights(), states).max(axis=1)
+    assert ended.progress.evaluations[-1][3] == pytest.approx(max_q_values.mean())
+
+
+def test_the_averaged_weights_are_evaluated(train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "evaluate", lambda env, weights, *_: seen.append(weights) or -200.0)
+    _, ended = train(seed=7, name="evaluated", ema_momentum=0.99, **SMALL)
+    for played, averaged in zip(seen[-1], ended.model.averaged_weights(), strict=True):
+        assert (played == averaged).all()
+
+
 def test_a_truncated_episode_ends_the_episode_but_bootstraps(train):
     _, ended = train(seed=1, name="cut", **{**SMALL, "max_steps": 400})
     buffer = ended.parts["replay_buffer"]
