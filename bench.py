@@ -19,7 +19,7 @@ from harness.settings import training_settings
 from replay_buffer import ReplayBuffer
 
 STEPS = 1000  # of a turn
-SETTINGS = {"seed": 1, "train_start": 100, "eval_every": 0, "max_steps": MANY}
+SETTINGS = {"seed": 1, "train_start": 100, "eval_every": 0}
 SETTINGS |= {"log_every": MANY, "snapshot_every": MANY}
 SIZES = "hidden", "batch_size", "buffer_size", "n_step", "max_repeat"
 
@@ -113,7 +113,8 @@ def main():
     given = vars(parser.parse_args())
     turns = given.pop("turns")
     try:
-        settings = training_settings({**SETTINGS, **given}, run.HYPERPARAMETERS, run.PRESETS)
+        given |= SETTINGS | {"max_steps": STEPS * (turns + 1) + 1}
+        settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
     except UsageError as error:
         parser.error(str(error))
     start_tensorflow(settings.threads, settings.seed)

@@ -1,7 +1,7 @@
 """Deep Q-learning on MountainCar, as the tutorial teaches it: train a policy, then watch it.
 
 python run.py                        train; the log folder is named after the date
-python run.py --model NAME-best.h5   watch a trained policy in a window
+python run.py --model NAME-log       watch its best policy in a window
 python run.py --help                 everything else
 """
 
@@ -51,17 +51,17 @@ HYPERPARAMETERS = {
     "learning_rate": Hyperparameter(LEARNING_RATE, 1e-9, 10, "Adam's learning rate"),
     "n_step": Hyperparameter(1, 1, 1000, "rewards summed before bootstrapping"),
     "hidden": Hyperparameter((32, 32), 1, 8192, "units of each hidden layer"),
-    "scale_inputs": Hyperparameter(0, 0, 1, "1: fit the first weights to the observations' bounds"),
+    "scale_inputs": Hyperparameter(0, 0, 1, "1: scale first weights to the observations' bounds"),
     "batch_size": Hyperparameter(BATCH_SIZE, 1, 10**6, "transitions fitted at each step"),
     "target_update_every": Hyperparameter(TARGET_UPDATE_EVERY, 1, MANY, "steps per target copy"),
-    "epsilon": Hyperparameter(TRAIN_EPSILON, 0, 1, "share of random actions in training"),
+    "epsilon": Hyperparameter(TRAIN_EPSILON, 0, 1, "probability of a random action"),
     "initial_epsilon": Hyperparameter(1.0, 0, 1, "epsilon at the start of --epsilon-decay-steps"),
     "epsilon_decay_steps": Hyperparameter(0, 0, MANY, "steps over which epsilon falls, 0 for none"),
     "max_repeat": Hyperparameter(1, 1, MANY, "most steps that a random action is repeated for"),
     "buffer_size": Hyperparameter(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay"),
     "train_start": Hyperparameter(TRAIN_START, 1, MANY, "first step that fits a batch"),
-    "ema_momentum": Hyperparameter(0.0, 0, 0.999999, "share of the past in the averaged weights"),
-    "clipnorm": Hyperparameter(1.0, 1e-9, MANY, "longest gradient, all weights together"),
+    "ema_momentum": Hyperparameter(0.0, 0, 0.999999, "share of the average that a step keeps"),
+    "clipnorm": Hyperparameter(1.0, 1e-9, MANY, "longest gradient of all weights together"),
     "max_steps": Hyperparameter(MAX_STEPS, 1, MANY, "steps to train for"),
     "eval_every": Hyperparameter(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none"),
     "eval_steps": Hyperparameter(EVAL_STEPS, 1, MANY, "steps an evaluation plays"),

@@ -42,7 +42,7 @@ def parse_arguments(argv):
     sweep.add_argument("--seeds", type=parse_seeds, metavar="N", help=seeds_help)
     sweep.add_argument("--name", help="of the sweep and its folder NAME-sweep (default: the date)")
     sweep.add_argument("--resume", type=Path, metavar="NAME-sweep", help="run what is missing")
-    jobs_help = "runs at a time (default: as many as there are cores)"
+    jobs_help = "runs, or proposals of a search, at a time (default: as many as there are cores)"
     sweep.add_argument("--jobs", type=whole(1, 1024), metavar="N", help=jobs_help)
     sweep.add_argument("--address", help="of a running Ray cluster: auto, or HOST:PORT")
     search = parser.add_argument_group("a search")

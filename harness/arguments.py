@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_hyperparameters(self, table, **options):
         """Add a flag for each row of `table`, a dict of Hyperparameters; options as argparse's."""
-        group = self.add_argument_group("hyperparameters (the tutorial's values are the default)")
+        group = self.add_argument_group("hyperparameters (the tutorial's values are the defaults)")
         for name, row in table.items():
             group.add_argument(
                 flag(name),
@@ -125,9 +125,11 @@ def parse_arguments(argv, hyperparameters, presets):
         prog="run.py", description="Train a deep Q-learning policy on MountainCar, or watch one."
     )
     mode = parser.add_argument_group("what to do (by default: train)")
-    mode.add_argument("--model", metavar="X.h5", help="watch this snapshot's policy in a window")
-    mode.add_argument("--view", action="store_true", help="with --model: say so explicitly")
-    mode.add_argument("--eval", action="store_true", help="with --model: play without a window")
+    mode.add_argument("--model", metavar="X.h5", help="watch it, or the best of NAME-log")
+    mode.add_argument(
+        "--view", action="store_true", help="with --model: open a window, the default"
+    )
+    mode.add_argument("--eval", action="store_true", help="with --model: print returns, no window")
     mode.add_argument(
         "--train", action="store_true", help="with --model: train on from its weights"
     )

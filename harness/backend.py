@@ -33,7 +33,7 @@ tf = LazyModule("tensorflow")
 def quiet():
     """Keep what TensorFlow and CUDA print while they start off the screen, unless they fail.
 
-    They write to the file descriptor from C++, past Python's logging, so that is what is turned.
+    They write to the file descriptor from C++, past Python's logging, so that is redirected, too.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes on what it compiled
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's other projects need

@@ -101,13 +101,8 @@ def observation_bounds(env):
     return np.where((bounds > 0) & (bounds < MOST_BOUND), bounds, 1)
 
 
-def observation_names(env):
-    """What the observed numbers are called."""
-    numbered = [f"observation {number}" for number in range(env.observation_space.shape[0])]
-    return NAMES.get(env.spec.name, (numbered, None))[0]
-
-
-def action_names(env):
-    """What the actions are called."""
-    numbered = [f"action {number}" for number in range(env.action_space.n)]
-    return NAMES.get(env.spec.name, (None, numbered))[1]
+def names(env):
+    """What the observed numbers and the actions are called, two sequences."""
+    numbers, actions = range(env.observation_space.shape[0]), range(env.action_space.n)
+    numbered = tuple(f"observation {n}" for n in numbers), tuple(f"action {n}" for n in actions)
+    return NAMES.get(env.spec.name, numbered)

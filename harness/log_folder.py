@@ -55,7 +55,7 @@ def locked(folder):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UsageError(f"--resume: another process is training in {folder}") from None
+        raise UsageError(f"--resume: another process is using {folder}") from None
     except OSError:
         pass  # a file system without locks
     try:

@@ -27,7 +27,7 @@ class FlatModel:
     """A compiled Keras model whose weights are one flat variable: θ in the tutorial's equations.
 
     A compiled step pays a few µs for each variable that it touches. The tutorial's network, its
-    target network and Adam's moments have 26, flattened they are 6.
+    target network and Adam's moments are 26; flattened, they are 6, or 7 with an average.
 
     Attributes:
         keras_model: the keras.Model; its own weights stay as they are until `as_keras`.

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from harness.environments import MOST_BOUND, action_names, observation_names
+from harness.environments import MOST_BOUND, names
 
 # TensorBoard shows every picture 350 pixels wide and doesn't smooth when it scales: pictures of
 # another width would lose thin lines, such as minus signs.
@@ -46,9 +46,10 @@ def draw_pictures(env, q_function):
     q_values = np.float64(q_function(states.reshape(-1, 2))).reshape(GRID, GRID, -1)
     if not np.isfinite(q_values).all():
         return {}
-    axes = (low[0], high[0], low[1], high[1]), tuple(observation_names(env))
+    observations, actions = names(env)
+    axes = (low[0], high[0], low[1], high[1]), observations
     value_plot = empty_plot("largest Q value", *axes)
-    policy_plot = empty_plot("greedy action", *axes, tuple(action_names(env)))
+    policy_plot = empty_plot("greedy action", *axes, actions)
     values = q_values.max(axis=-1)
     levels = np.unique(np.linspace(values.min(), values.max(), 12))
     return {

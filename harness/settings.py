@@ -71,8 +71,6 @@ def training_settings(given, hyperparameters, presets, origin=None):
     settings = merge(defaults, origin or {}, {**preset, "seed": new_seed(), **given})
     if "initial_epsilon" in given and not settings.epsilon_decay_steps:
         raise UsageError("--initial-epsilon does nothing without --epsilon-decay-steps")
-    if settings.until is not None and not settings.eval_every:
-        raise UsageError("--until needs evaluations; --eval-every 0 leaves them out")
     check_fit(settings)
     return settings
 
@@ -93,7 +91,7 @@ def resumed_settings(given, state, hyperparameters):
     """
     saved = state["settings"]
     checked = read_settings(saved, hyperparameters, given, "--resume: the state")
-    settings = Namespace(**{**saved, **checked})
+    settings = Namespace(**{"threads": 1, "until": None, "preset": None, **saved, **checked})
     for name in given.keys() - {"resume"}:
         if name in ("max_steps", "threads", "until"):
             setattr(settings, name, given[name])
@@ -144,6 +142,8 @@ def read_settings(saved, hyperparameters, given, source):
 def check_fit(settings):
     """Raise UsageError if the settings don't fit each other, or this machine."""
     env = make_environment(settings.env, settings.set)
+    if settings.until is not None and not settings.eval_every:
+        raise UsageError("--until needs evaluations; --eval-every 0 leaves them out")
     if settings.batch_size > settings.buffer_size:
         raise UsageError(
             f"--batch-size: expected no more than the --buffer-size of {settings.buffer_size}, "
@@ -169,7 +169,7 @@ def check_fit(settings):
     if gigabytes > free:
         raise UsageError(
             f"--buffer-size: {settings.buffer_size} transitions take {gigabytes:.1f} GB, "
-            f"{free:.1f} GB are free"
+            f"only {free:.1f} GB are free"
         )
 
 

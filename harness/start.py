@@ -36,7 +36,7 @@ def starting_point(given, hyperparameters, presets):
     """The settings, the log folder, and what else `train` starts with, as the flags say.
 
     Returns:
-        Namespace; Path, made for a new run; dict of `weights` and `state`, one of them or none.
+        Namespace; Path, made for a new run; dict of `weights` (or None) or `state`.
 
     Raises:
         UsageError: if the flags contradict each other, or name a file that can't be used.
@@ -45,7 +45,7 @@ def starting_point(given, hyperparameters, presets):
         refuse_others(given, {*RESUMING, *hyperparameters}, "when a run is resumed")
         state = load_state(given["resume"] / STATE_FILE)
         settings = resumed_settings(given, state, hyperparameters)
-        return settings, given["resume"], {"weights": None, "state": state}
+        return settings, given["resume"], {"state": state}
     weights, origin = None, {}
     if "model" in given:
         path, weights, origin = load(given, hyperparameters)
@@ -58,7 +58,7 @@ def starting_point(given, hyperparameters, presets):
                 f"--hidden: {path} has layers of {layers}, not {asked}; add --hidden {layers}"
             )
         accept(path, weights, settings, origin)
-    return settings, create_log_folder(settings.name), {"weights": weights, "state": None}
+    return settings, create_log_folder(settings.name), {"weights": weights}
 
 
 def load(given, hyperparameters):
@@ -68,7 +68,7 @@ def load(given, hyperparameters):
         folder, path = path, path / f"{run_name(path)}-best.h5"
         if not path.exists():
             raise UsageError(
-                f"--model: {folder} has no {path.name}, since nothing was evaluated yet; "
+                f"--model: {folder} has no {path.name}, since no evaluation completed an episode; "
                 f"name another snapshot in it, or go on with --resume {folder}"
             )
     weights, origin = load_snapshot(path)

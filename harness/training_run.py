@@ -162,9 +162,6 @@ class TrainingRun:
         path = self.folder / f"{run_name(self.folder)}-{label}.h5"
         origin = {k: v for k, v in plain(self.settings).items() if k not in PRIVATE}
         origin["step"] = progress.step
-        for step, _, average, *_ in progress.evaluations[-1:]:
-            if step == progress.step and not math.isnan(average):
-                origin["episode_return_avg"] = average
         return attempt(save_snapshot, path, self.model.as_keras(), origin)
 
     def _write_evaluations(self, path):

@@ -6,7 +6,7 @@ import tempfile
 
 import numpy as np
 
-from harness.environments import action_names, make_environment
+from harness.environments import make_environment, names
 from harness.errors import UsageError
 from harness.frames import gif_file, png_files
 from harness.terminal import ProgressBar, log
@@ -35,7 +35,7 @@ def window():
     def draw(env):
         title = f"{env.env.spec.id}: episode {env.episode}, return {env.episode_return:g}"
         if env.action is not None:
-            title += f", {action_names(env.env)[env.action]}"
+            title += f", {names(env.env)[1][env.action]}"
         pygame.display.set_caption(title)
         for event in pygame.event.get():
             key = event.type == pygame.KEYDOWN and event.key
@@ -97,7 +97,7 @@ def watching(settings, stop):
     given = vars(settings)
     gif, images, force = given.get("gif"), given.get("images"), given.get("force")
     if gif is not None and images:
-        raise UsageError("--gif and --images exclude each other; choose one")
+        raise UsageError("--gif and --images can't be combined; choose one")
     if gif is not None:
         render_mode, drawing = "rgb_array", gif_file(gif, force)
     elif images:

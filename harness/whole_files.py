@@ -81,5 +81,5 @@ def attempt(save, path, *arguments):
         save(path, *arguments)
         return True
     except (OSError, MemoryError) as error:
-        log(f"warning: can't write {path}: {reason(error)}; training goes on")
+        log(f"warning: can't write {path}: {reason(error)}")
         return False

@@ -152,7 +152,7 @@ def test_ray_listens_to_this_machine_only(story):
 
 def test_one_process_runs_a_sweep_and_as_many_trials_at_once_as_jobs(story):
     assert len(story.jobs) == 1
-    error = "sweep.py: error: --resume: another process is training in b-sweep\n"
+    error = "sweep.py: error: --resume: another process is using b-sweep\n"
     assert (story.refused.status, story.refused.err) == (2, error)
 
 

@@ -47,6 +47,12 @@ def test_conflicting_flags_are_refused(folder, refused):
         assert flags[0] in refused("--resume", folder, *flags)
 
 
+def test_until_needs_evaluations_in_a_resumed_run_too(folder, refused):
+    rewrite(folder / STATE_FILE, lambda document, _: document["settings"].update(eval_every=0))
+    flags = "--max-steps", "90000", "--until", "-110"
+    assert "--until needs evaluations" in refused("--resume", folder, *flags)
+
+
 def test_a_folder_without_state_is_refused(tmp_path, refused):
     assert "no run was saved there; start it again" in refused("--resume", tmp_path)
     assert "no such folder" in refused("--resume", tmp_path / "nothing")
@@ -158,4 +164,4 @@ def test_a_run_goes_on_with_more_steps_and_other_threads(folder):
 def test_two_processes_do_not_train_in_one_folder(folder, refused):
     with locked(folder):
         error = refused("--resume", folder, "--max-steps", "500")
-    assert "another process is training in" in error
+    assert "another process is using" in error

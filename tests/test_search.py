@@ -158,6 +158,12 @@ def test_proposals_are_new_within_their_ranges_and_short(proposals):
     assert len(set(texts)) == 20
 
 
+def test_several_changes_of_the_environment_are_no_choice():
+    search = searching("--search 1 --gamma 0.8:0.9 --set gravity=0.002 --set force=0.002")
+    assert search.searched.keys() == {"gamma"}
+    assert search.preset["set"] == {"gravity": 0.002, "force": 0.002}
+
+
 def test_a_search_ends_when_nothing_new_is_left(tmp_path):
     made = Proposals(tmp_path, searching("--search 9 --n-step 1:3"), SimpleNamespace(number=0))
     suggested = [made.suggest(str(number)) for number in range(4)]
@@ -211,12 +217,13 @@ def test_asha_stops_what_is_worse_than_before_and_no_ties(proposals):
     assert decide("too early to tell", 80, -300) == "CONTINUE"
 
 
-def confirmed(proposal, preset):
-    """The verdict about a proposal and a preset with the given last evaluations."""
-    trials = searching("--search 1 --gamma 0.9 0.99").confirmation([{"gamma": "0.9"}])
+def confirmed(*finals):
+    """The verdict about one or two proposals and a preset with the given last evaluations."""
+    proposals = [{"gamma": "0.9"}, {"gamma": "0.99"}][: len(finals) - 1]
+    trials = searching("--search 1 --gamma 0.9 0.99").confirmation(proposals)
     results = pd.DataFrame({"folder": [f"{trial.name}-log" for trial in trials]})
     results["configuration"] = [trial.configuration for trial in trials]
-    results["episode_return_avg"] = [*proposal, *preset]
+    results["episode_return_avg"] = [average for averages in finals for average in averages]
     return verdict(results, trials)
 
 
@@ -226,3 +233,5 @@ def test_a_winner_is_better_by_more_than_chance():
     for proposal in (luck, [-160.0] * 10, [-100.0] * 9 + [math.nan]):
         (line,) = confirmed(proposal, [-151.0, -149.0] * 5)
         assert line.startswith("Nothing beats --preset tutorial on fresh seeds")
+    (line,) = confirmed([math.nan] * 10, [-152.0] * 10, [-151.0, -149.0] * 5)
+    assert "the best differs by -2.0 " in line

@@ -198,7 +198,7 @@ def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, 
     gravity = ["--set", "gravity=0.002"]
     train(seed=5, name="first", set={"gravity": 0.002}, gamma=0.9, **{**SMALL, "max_steps": 400})
     _, origin = load_snapshot(here / "first-log/first-best.h5")
-    assert (origin["seed"], origin["step"], origin["episode_return_avg"]) == (5, 400, -200.0)
+    assert (origin["seed"], origin["step"]) == (5, 400)
     assert (origin["gamma"], origin["set"]) == (0.9, {"gravity": 0.002})
     capsys.readouterr()
     again = ["--model", "first-log", "--train", "--name", "again", "--epsilon", "0.2"]

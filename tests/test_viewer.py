@@ -153,7 +153,7 @@ def test_force_replaces_earlier_frames_of_these_episodes_and_nothing_else(here):
         ({"gif": "missing/x.gif"}, "--gif: can.t write missing.x.gif: no such file"),
         ({"gif": "folder.gif", "force": True}, "--gif: can.t write folder.gif: it is a folder"),
         ({"gif": "x" * 300 + ".gif"}, "x.gif: file name too long"),
-        ({"gif": "x.gif", "images": True}, "--gif and --images exclude each other"),
+        ({"gif": "x.gif", "images": True}, "--gif and --images can't be combined"),
         ({"gif": "x.gif", "env": "Corridor-v0"}, "--env Corridor-v0: .* can't be drawn"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The parts of sweep.py: a grid of runs, Ray to run them, statistics and tables of the results."""
+"""The parts of sweep.py: grids and searches, Ray to run them, statistics, tables, pictures."""

@@ -44,7 +44,9 @@ def verdict(results, trials):
         low, high = interval(gain, *pair, level=1 - 0.05 / len(proposals))
         gains.append((gain(*pair), low, high, proposal))
     winners = [one for one in gains if one[1] > 0]
-    mean, low, high, winner = max(winners or gains, key=lambda one: one[0])
+    mean, low, high, winner = max(
+        winners or gains, key=lambda one: (not math.isnan(one[0]), one[0])
+    )
     found = f"by {mean:.1f} [{low:.1f}, {high:.1f}], the difference of the interquartile means"
     if not winners:
         return [f"Nothing beats {preset} on fresh seeds; the best differs {found}"]

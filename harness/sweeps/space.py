@@ -94,11 +94,12 @@ def plan_search(given, tables, counts, seeds, fresh):
         ranges = [value for value in values if isinstance(value, Range)]
         if name == "until":
             raise UsageError("--until: a search judges all runs after the same steps; leave it out")
-        if name in SHARED and (ranges or len(combinations({name: values})) > 1):
-            raise UsageError(f"{flag(name)}: a search can't vary it; give one value")
-        if ranges and len(values) > 1:
+        if name in SHARED:
+            if ranges or len(combinations({name: values})) > 1:
+                raise UsageError(f"{flag(name)}: a search can't vary it; give one value")
+        elif ranges and len(values) > 1:
             raise UsageError(f"{flag(name)}: give one range, or several values")
-        if ranges or len(set(map(as_text, values))) > 1:
+        elif ranges or len(set(map(as_text, values))) > 1:
             searched[name] = ranges[0] if ranges else list(dict.fromkeys(values))
     if not searched:
         raise UsageError("--search: nothing varies; give a range such as --learning-rate 1e-4:0.01")

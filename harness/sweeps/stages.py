@@ -45,12 +45,15 @@ def run_search(folder, search, jobs, stop):
     if ended:
         log(budget(folder, ended))
         attempt(draw_search, folder / "search.png", search.searched, ended)
-    winners = best(ended, search.confirmed)
-    if winners and not stop.number:
-        log(f"Confirming the best {len(winners)} on fresh seeds")
-        confirmation = search.confirmation([one.values for one in winners])
+    finalists = best(ended, search.confirmed)
+    if finalists and not stop.number:
+        log(f"Confirming the best {len(finalists)} on fresh seeds")
+        confirmation = search.confirmation([one.values for one in finalists])
         statuses |= run_missing(folder, confirmation, jobs, stop)
     results = report(folder, trials + confirmation, statuses, search.fresh_seeds)
+    if not finalists and not stop.number and len(ended) == len(made):
+        log("No proposal's last evaluation completed an episode; try a larger --eval-steps")
+        return True, False
     ended = bool(confirmation) and set(results["status"]) <= ENDED
     if ended:
         for line in verdict(results, confirmation):
