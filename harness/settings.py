@@ -91,7 +91,7 @@ def resumed_settings(given, state, hyperparameters):
     """
     saved = state["settings"]
     checked = read_settings(saved, hyperparameters, given, "--resume: the state")
-    settings = Namespace(**{"threads": 1, "until": None, "preset": None, **saved, **checked})
+    settings = Namespace(**{**saved, **checked})
     for name in given.keys() - {"resume"}:
         if name in ("max_steps", "threads", "until"):
             setattr(settings, name, given[name])
