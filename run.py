@@ -92,9 +92,8 @@ def create_model(env, hidden=(32, 32), learning_rate=LEARNING_RATE, clipnorm=1.0
         compiled keras.Model of float32 inputs (batch, *observation shape) and (batch, n_actions).
     """
     n_actions = int(env.action_space.n)
-    observations = keras.layers.Input(env.observation_space.shape, name="observations")
+    layer = observations = keras.layers.Input(env.observation_space.shape, name="observations")
     action_mask = keras.layers.Input((n_actions,), name="action_mask")
-    layer = observations
     for number, units in enumerate(hidden, start=1):
         layer = keras.layers.Dense(units, activation="relu", name=f"hidden_{number}")(layer)
     output = keras.layers.Dense(n_actions, name="output")(layer)
