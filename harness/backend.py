@@ -7,9 +7,14 @@ flag and watching a policy answer without it. README.md, "What makes it fast", h
 import contextlib
 import importlib
 import logging
+import math
 import os
 import sys
 import tempfile
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes
 
 
 class LazyModule:
@@ -67,26 +72,44 @@ def compile_step(function, *shapes):
     """Compile a function of float32 tensors with XLA; return it, called the short way.
 
     A call of a `tf.function` spends longer in Python, checking its arguments, than this network's
-    gradient takes to compute. The returned function takes float32 NumPy arrays of just `shapes`,
-    shares their memory with TensorFlow instead of copying it, and runs the one compiled graph by
+    gradient takes to compute. The returned function copies its arrays, which may lie anywhere and
+    be of any real dtype, into buffers that TensorFlow shares, and runs the one compiled graph by
     its name, as TensorFlow's own generated operations do. That entry isn't public, which is one
     reason why TensorFlow is pinned; a test compares both ways, bit for bit.
 
     Returns:
-        a function of NumPy arrays that returns one NumPy array.
+        a function of NumPy arrays of just `shapes` that returns one NumPy array; it raises
+        ValueError for other shapes.
     """
     from tensorflow.python.eager import context, execute
 
     specs = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
     compiled = tf.function(function, jit_compile=True, autograph=False, input_signature=specs)
     graph = compiled.get_concrete_function()
-    name, variables, eager = graph.name.decode(), graph.captured_inputs, context.context()
-    share = tf.experimental.dlpack.from_dlpack
+    name, eager = graph.name.decode(), context.context()
+    buffers = [aligned_buffer(shape) for shape in shapes]
+    shared = [tf.experimental.dlpack.from_dlpack(buffer.__dlpack__()) for buffer in buffers]
+    inputs = [*shared, *graph.captured_inputs]
 
     def step(*arrays):
-        inputs = [share(array.__dlpack__()) for array in arrays]
-        (output,) = execute.execute(name, 1, [*inputs, *variables], (), eager)
+        for buffer, array in zip(buffers, arrays, strict=True):
+            if array.shape != buffer.shape:  # it would be broadcast
+                raise ValueError(f"expected an array of shape {buffer.shape}, not {array.shape}")
+            buffer[...] = array
+        (output,) = execute.execute(name, 1, inputs, (), eager)
         return output.numpy()
 
     step.compiled = compiled  # the same graph, called TensorFlow's way
     return step
+
+
+def aligned_buffer(shape):
+    """A float32 array of zeros that begins at a multiple of 64 bytes.
+
+    XLA's code reads its inputs with instructions that crash at any other address, and NumPy
+    promises no more than 16.
+    """
+    size = math.prod(shape)
+    memory = np.zeros(size + ALIGNMENT // 4, np.float32)
+    start = -memory.ctypes.data % ALIGNMENT // 4
+    return memory[start : start + size].reshape(shape)
