@@ -7,14 +7,11 @@ flag and watching a policy answer without it. README.md, "What makes it fast", h
 import contextlib
 import importlib
 import logging
-import math
 import os
 import sys
 import tempfile
 
-import numpy as np
-
-ALIGNMENT = 64  # bytes
+from harness.arrays import aligned_buffer
 
 
 class LazyModule:
@@ -101,15 +98,3 @@ def compile_step(function, *shapes):
 
     step.compiled = compiled  # the same graph, called TensorFlow's way
     return step
-
-
-def aligned_buffer(shape):
-    """A float32 array of zeros that begins at a multiple of 64 bytes.
-
-    XLA's code reads its inputs with instructions that crash at any other address, and NumPy
-    promises no more than 16.
-    """
-    size = math.prod(shape)
-    memory = np.zeros(size + ALIGNMENT // 4, np.float32)
-    start = -memory.ctypes.data % ALIGNMENT // 4
-    return memory[start : start + size].reshape(shape)

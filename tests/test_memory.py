@@ -9,6 +9,7 @@ from conftest import ROOT
 
 import run
 from harness import backend
+from harness.arrays import aligned_buffer
 from harness.environments import make_environment
 from harness.network import FlatModel
 
@@ -97,7 +98,7 @@ def test_an_array_of_another_shape_is_refused_not_broadcast(tensorflow):
 def test_a_buffer_is_aligned_whatever_its_size():
     for size in range(1, 201):
         for shape in (size,), (size, 3), (64, size):
-            buffer = backend.aligned_buffer(shape)
+            buffer = aligned_buffer(shape)
             assert (buffer.shape, buffer.dtype) == (shape, np.float32)
             assert buffer.ctypes.data % 64 == 0 and buffer.flags.c_contiguous
 
