@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import math
 import os
 import re
 import sys
@@ -203,9 +204,8 @@ class Environment:
         received: Array = array.astype(np.float32)
         if received.ndim != 1:
             received = received.ravel()
-        # Much faster than isfinite; it may overflow, so `blame` has the last word.
-        square = received.dot(received)
-        if not square <= LARGEST:
+        # Much faster than isfinite; the square may overflow, so `blame` has the last word.
+        if not math.isfinite(received.dot(received)):
             self.blame(received)
         return received
 
@@ -370,15 +370,16 @@ def change_numbers(env: Any, changes: Mapping[str, float]) -> None:
 def construct_again(env: Any, changes: Mapping[str, float]) -> None:
     """Run the environment's own constructor once more, with numbers that it can't overwrite."""
     kind = type(env)
-    fixed = {
-        name: property(lambda _, value=value: value, lambda _, ignored: None)
-        for name, value in changes.items()
-    }
+    fixed = {name: _unchangeable(value) for name, value in changes.items()}
     env.__dict__ = {"spec": env.spec}
     env.__class__ = type(kind.__name__, (kind,), fixed)
     env.__init__(**env.spec.kwargs)
     env.__class__ = kind
     vars(env).update(changes)
+
+
+def _unchangeable(value: float) -> property:
+    return property(lambda _: value, lambda _, ignored: None)
 
 
 def observation_bounds(env: Environment) -> Array:
