@@ -18,7 +18,7 @@ import numpy as np
 from harness.arguments import MANY, Hyperparameter, parse_arguments
 from harness.backend import compile_step, keras, start_tensorflow, tf
 from harness.environments import make_environment, observation_bounds
-from harness.errors import TrainingError, UsageError, finite
+from harness.errors import EnvironmentFault, TrainingError, UsageError, finite, report_crash
 from harness.log_folder import locked
 from harness.network import FlatModel, q_function
 from harness.report import report
@@ -289,6 +289,9 @@ def main(argv=None, stop=None):
             with locked(folder):
                 start_tensorflow(settings.threads, settings.seed)
                 report(train(settings, folder, stop, **start))
+    except EnvironmentFault as error:
+        report_crash("run.py", error)
+        return 1
     except (UsageError, TrainingError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

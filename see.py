@@ -3,19 +3,20 @@
 import os
 import signal
 import sys
+from argparse import Namespace
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-from harness.arguments import ENVIRONMENT, Parser, add_playing_flags, whole
-from harness.errors import UsageError
+from harness.arguments import ENVIRONMENT, Parser, add_playing_flags, parse_change, whole
+from harness.errors import EnvironmentFault, UsageError, report_crash
 from harness.terminal import StopSignal
 from harness.viewer import watching
 
 EPISODES = 5
 
 
-def play(settings, stop):
+def play(settings: Namespace, stop: StopSignal) -> None:
     """Play `settings.episodes` episodes with random actions."""
     with watching(settings, stop) as env:
         for _ in range(settings.episodes):
@@ -26,18 +27,30 @@ def play(settings, stop):
                 _observation, _reward, terminated, truncated, _ = env.step(action)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Play as the command line says; return the exit status."""
     stop = StopSignal()
     parser = Parser(prog="see.py", description=__doc__)
     parser.add_argument("--env", default=ENVIRONMENT, metavar="ID", help=f"default {ENVIRONMENT}")
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="default: random")
     add_playing_flags(parser, f"{EPISODES}, or 1 for --gif and --images")
+    parser.add_argument(
+        "--set",
+        type=parse_change,
+        nargs="+",
+        action="extend",
+        metavar="NAME=NUMBER",
+        help="change numbers of the environment, such as gravity=0.002",
+    )
     settings = parser.parse_args(argv)
+    settings.set = dict(getattr(settings, "set", ()))
     if "episodes" not in settings:
         settings.episodes = 1 if "gif" in settings or "images" in settings else EPISODES
     try:
         play(settings, stop)
+    except EnvironmentFault as error:
+        report_crash("see.py", error)
+        return 1
     except UsageError as error:
         print(f"see.py: error: {error}", file=sys.stderr)
         return 2

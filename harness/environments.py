@@ -406,7 +406,8 @@ def _find(env_id: str) -> tuple[Any, Any]:
     """The package, gym or gymnasium, that knows an ID, and its EnvSpec there."""
     module, colon, name = env_id.partition(":")
     if colon:
-        import_gymnasium()  # quietly, before the module does
+        import_gym()  # both quietly, before the module does
+        import_gymnasium()
         _import_module(env_id, module)
     reasons = []
     for load in (import_gym, import_gymnasium):
