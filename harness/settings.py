@@ -9,7 +9,7 @@ from itertools import pairwise
 import psutil
 
 from harness.arguments import as_text, flag, parse_change, parse_return, parse_seed, parse_threads
-from harness.environments import ENVIRONMENT, make_environment
+from harness.environments import ENVIRONMENT, check_environment, make_environment
 from harness.errors import UsageError
 from harness.snapshot_reader import MOST_LAYERS, MOST_WEIGHTS
 
@@ -142,6 +142,7 @@ def read_settings(saved, hyperparameters, given, source):
 def check_fit(settings):
     """Raise UsageError if the settings don't fit each other, or this machine."""
     env = make_environment(settings.env, settings.set)
+    check_environment(env)
     if settings.until is not None and not settings.eval_every:
         raise UsageError("--until needs evaluations; --eval-every 0 leaves them out")
     if settings.batch_size > settings.buffer_size:

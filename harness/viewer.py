@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -135,9 +135,10 @@ def watching(settings: Namespace, stop: StopSignal) -> Iterator[WatchedEnvironme
             environment can't be played or drawn.
         EnvironmentFault: if the environment does something wrong later.
     """
-    gif, images, eval_only, force, changes, seed = (
-        getattr(settings, name, None) for name in ("gif", "images", "eval", "force", "set", "seed")
+    gif, images, eval_only, changes, seed = (
+        getattr(settings, name, None) for name in ("gif", "images", "eval", "set", "seed")
     )
+    force = bool(getattr(settings, "force", False))
     if gif is not None and images:
         raise UsageError("--gif and --images can't be combined; choose one")
     drawing: contextlib.AbstractContextManager[Draw]
@@ -164,7 +165,7 @@ def watching(settings: Namespace, stop: StopSignal) -> Iterator[WatchedEnvironme
     log(f"episode_return_avg {np.mean(returns):.3f}" if returns else "no episode was completed")
 
 
-def play(settings, stop, policy):
+def play(settings: Namespace, stop: StopSignal, policy: Callable[[Array], int]) -> None:
     """Play the episodes that `watching` shows; `policy` is a function of an observation."""
     with watching(settings, stop) as env:
         for _ in range(settings.episodes):

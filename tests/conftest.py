@@ -221,3 +221,9 @@ def runs(tmp_path_factory):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def environments(monkeypatch):
+    """Lets `--env fields:…` and `--env paths:…` find the environments made for the tests."""
+    monkeypatch.syspath_prepend(ROOT / "tests/environments")
