@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -390,15 +390,15 @@ def observation_bounds(env: Environment) -> Array:
     return np.where(real, bounds, 1).astype(np.float32)
 
 
-def names(env: Environment) -> tuple[Sequence[str], Sequence[str]]:
-    """What the observed numbers and the actions are called, two sequences."""
+def names(env: Environment) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the observed numbers and the actions are called."""
     sizes = env.observation_space.shape[0], int(env.action_space.n)
     known = NAMES.get(env.spec.name, ((), ()))
     if sizes == (len(known[0]), len(known[1])):
         return known
     return (
-        [f"observation {number}" for number in range(sizes[0])],
-        [f"action {number}" for number in range(sizes[1])],
+        tuple(f"observation {number}" for number in range(sizes[0])),
+        tuple(f"action {number}" for number in range(sizes[1])),
     )
 
 
@@ -420,8 +420,9 @@ def _find(env_id: str) -> tuple[Any, Any]:
             reasons.append(" ".join(str(error).split()))
     asked = "neither gym nor gymnasium knows it" if len(reasons) > 1 else "gym doesn't know it"
     cure = "" if len(reasons) > 1 else "; if it is gymnasium's, pip install gymnasium"
-    # The longer reason names a similar ID, or the versions that there are.
-    raise UsageError(f"--env {env_id}: {asked}: {max(reasons, key=len).rstrip('. ')}{cure}")
+    # The longer reason names a similar ID, or the versions that there are; else today's package.
+    reason = max(reversed(reasons), key=len).rstrip(". ")
+    raise UsageError(f"--env {env_id}: {asked}: {reason}{cure}")
 
 
 def _spec(package: Any, env_id: str) -> Any:
@@ -492,9 +493,9 @@ def _missing_package(error: Exception) -> str | None:
     if type(error).__name__ != "DependencyNotInstalled":  # gym has one, gymnasium another
         return None
     # What both advise brings no wheels for today's Python.
-    text = re.sub(r"gym(nasium)?\[box2d\]", "box2d", " ".join(str(error).split()))
+    text = re.sub(r'"?gym(nasium)?\[box2d\]"?', "box2d", " ".join(str(error).split()))
     text = text.replace("`pip install swig` followed by ", "")
-    return re.sub(r"gym(nasium)?\[(classic[-_]control|toy[-_]text)\]", "pygame", text)
+    return re.sub(r'"?gym(nasium)?\[(classic[-_]control|toy[-_]text)\]"?', "pygame", text)
 
 
 def _supported_mode(env_id: str, metadata: Mapping[str, Any], render_mode: str) -> str:
