@@ -66,7 +66,7 @@ class Environment:
     ) -> None:
         self.id, self.package, self.render_mode = env_id, package, render_mode
         self.spec, self.unwrapped = env.unwrapped.spec, env.unwrapped
-        self.metadata: dict[str, Any] = env.metadata
+        self.metadata: dict[str, Any] = env.metadata or {}
         self.reward_threshold: float | None = self.spec.reward_threshold
         self.time_limit = min(filter(None, [time_limit, *_inner_limits(env)]), default=None)
         self._env, self._env_step, self._steps = env, env.step, 0
@@ -193,7 +193,7 @@ class Environment:
             observation = self._flattened(observation)
         try:
             array = np.asarray(observation)
-        except (TypeError, ValueError):
+        except Exception:
             raise self._fault(f"its observation is {_shown(observation)}") from None
         if array.shape != self._shape:
             raise self._fault(
@@ -214,15 +214,12 @@ class Environment:
 
         It trusts the observation: a cell that doesn't exist would be taken for another one.
         """
-        try:
-            fits = _fits(self._spaces, self._composite, observation)
-        except (AttributeError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise self._fault(
-                f"its observation is {_shown(observation)}; its space says {self._composite}"
-            )
-        return self._spaces.flatten(self._composite, observation)
+        with contextlib.suppress(Exception):
+            if _fits(self._spaces, self._composite, observation):
+                return self._spaces.flatten(self._composite, observation)
+        raise self._fault(
+            f"its observation is {_shown(observation)}; its space says {self._composite}"
+        )
 
     def _number(self, reward: Any) -> float:
         if isinstance(reward, np.ndarray) and reward.size == 1:
@@ -299,7 +296,7 @@ def make_environment(
         limit = _new_limit(changes.get(TIME_LIMIT, limit))
         arguments, changes = _sort_changes(env.unwrapped, spec, changes)
     if render_mode:
-        render_mode = _supported_mode(env_id, env.metadata, render_mode)
+        render_mode = _supported_mode(env_id, env.metadata or {}, render_mode)
         arguments["render_mode"] = render_mode
     if arguments:
         with contextlib.suppress(Exception):

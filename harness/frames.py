@@ -4,6 +4,7 @@ Each function here is a `with` that yields what draws a WatchedEnvironment as it
 """
 
 import contextlib
+import numbers
 import re
 import shutil
 import tempfile
@@ -119,7 +120,9 @@ def picture_of(env: "WatchedEnvironment") -> Image.Image:
 def frame_seconds(env: "WatchedEnvironment") -> float:
     """How long a frame lasts in the environment's own time."""
     rate = env.metadata.get("render_fps")
-    return 1 / rate if isinstance(rate, (int, float)) and rate > 0 else GIF_FRAME_SECONDS
+    if isinstance(rate, numbers.Real) and float(rate) > 0:
+        return 1 / float(rate)
+    return GIF_FRAME_SECONDS
 
 
 @contextlib.contextmanager

@@ -122,6 +122,17 @@ def window() -> Iterator[Draw]:
     yield draw
 
 
+def hide_windows() -> None:
+    """Let environments draw without a display: on "dummy", a few of them draw black pictures."""
+    for driver in "offscreen", "dummy":
+        os.environ["SDL_VIDEODRIVER"] = driver
+        with contextlib.suppress(Exception):  # not every pygame has it; some need no pygame
+            import pygame
+
+            pygame.display.init()
+            return
+
+
 @contextlib.contextmanager
 def watching(settings: Namespace, stop: StopSignal) -> Iterator[WatchedEnvironment]:
     """Yield a WatchedEnvironment; Ctrl-C or closing the window ends the `with` without an error.
@@ -154,9 +165,10 @@ def watching(settings: Namespace, stop: StopSignal) -> Iterator[WatchedEnvironme
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # gym starts pygame's sound, too
     os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # else SDL complains
     if render_mode != "human":
-        os.environ["SDL_VIDEODRIVER"] = "dummy"
+        hide_windows()
     with drawing as draw, ProgressBar(settings.episodes, "episodes", delay=1, leave=False) as bar:
-        check_environment(make_environment(settings.env, changes))  # before a window opens
+        with contextlib.closing(make_environment(settings.env, changes)) as undrawn:
+            check_environment(undrawn)  # before a window opens
         env = make_environment(settings.env, changes, render_mode)
         watched = WatchedEnvironment(env, draw, bar, stop, seed)
         with contextlib.closing(env), contextlib.suppress(EndOfWatching):

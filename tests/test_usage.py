@@ -27,16 +27,14 @@ class Odd(gym.Env):
         self.observation_space, self.action_space = observations, actions
 
 
-BOX, PAIR = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
-for name, observations, actions in [
-    ("Image", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), PAIR),
-    ("Dict", gym.spaces.Dict({"a": BOX}), PAIR),
-    ("Number", gym.spaces.Discrete(5), PAIR),
-    ("Two", BOX, gym.spaces.MultiDiscrete([2, 2])),
-]:
-    gym.register(
-        f"{name}-v0", entry_point=Odd, kwargs={"observations": observations, "actions": actions}
-    )
+gym.register(
+    "Two-v0",
+    entry_point=Odd,
+    kwargs={
+        "observations": gym.spaces.Box(-1, 1, (2,)),
+        "actions": gym.spaces.MultiDiscrete([2, 2]),
+    },
+)
 
 
 def bounds():
@@ -111,14 +109,11 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--seed", "2147483648"], "--seed"),
         (["--threads", "-1"], "--threads"),
         (["--preset", "best"], "--preset"),
-        (["--env", "MountainCra-v0"], "--env MountainCra-v0: gym can't make it"),
-        (["--env", "MountainCar-v7"], "--env MountainCar-v7: gym can't make it"),
+        (["--env", "MountainCra-v0"], "--env MountainCra-v0: neither gym nor gymnasium knows it"),
+        (["--env", "MountainCar-v7"], "--env MountainCar-v7: neither gym nor gymnasium knows it"),
         (["--env", ""], "--env"),
-        (["--env", "MountainCarContinuous-v0"], "its action is Box"),
-        (["--env", "Image-v0"], "its observation is Box"),
-        (["--env", "Dict-v0"], "its observation is Dict"),
-        (["--env", "Number-v0"], "its observation is Discrete"),
-        (["--env", "Two-v0"], "its action is MultiDiscrete"),
+        (["--env", "MountainCarContinuous-v0"], "its actions are Box"),
+        (["--env", "Two-v0"], "its actions are MultiDiscrete"),
         (["--set", "gravity"], "expected NAME=NUMBER"),
         (["--set", "gravity="], "expected NAME=NUMBER"),
         (["--set", "=1"], "expected NAME=NUMBER"),
