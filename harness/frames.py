@@ -56,8 +56,8 @@ class GifWriter:
         frame = picture.quantize(palette=self.palette, dither=Image.Dither.NONE)
         now = round(self.clock)
         if self.waiting is not None and now - self.start >= GIF_LEAST_DELAY:
-            unchanged = ImageChops.difference(as_indices(frame), as_indices(self.waiting))
-            if unchanged.getbbox() or now - self.start > GIF_MOST_DELAY // 2:
+            difference = ImageChops.difference(as_indices(frame), as_indices(self.waiting))
+            if difference.getbbox() or now - self.start > GIF_MOST_DELAY // 2:
                 self._write_waiting(now)
         self.waiting = frame
         self.clock += 100 * seconds
