@@ -456,18 +456,19 @@ def _construct(env_id: str, package: Any, spec: Any, **arguments: Any) -> Any:
     """Make the bare environment: its time limit and its order of calls are kept by our own."""
     spec = copy.copy(spec)
     spec.max_episode_steps, spec.order_enforce = None, False
+    spec.kwargs = {**spec.kwargs, **arguments}  # `make` would keep a max_episode_steps to itself
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # The checker breaks on NumPy 2 and costs time in every step.
-            return package.make(spec, disable_env_checker=True, **arguments)
+            return package.make(spec, disable_env_checker=True)
     except Exception as error:
         if isinstance(error, TypeError) and "gymnasium.Env" in str(error):
             # Registered with gymnasium, but of gym's class: gym makes it, and asks no questions.
             gym = import_gym()
             other = gym.envs.registration.EnvSpec(spec.id, spec.entry_point, kwargs=spec.kwargs)
             other.reward_threshold = spec.reward_threshold
-            return _construct(env_id, gym, other, **arguments)
+            return _construct(env_id, gym, other)
         if "unexpected keyword argument 'render_mode'" in str(error):
             raise UsageError(
                 f"--env {env_id}: this environment can't be drawn: its constructor takes no "

@@ -439,6 +439,13 @@ def test_set_reaches_the_constructors_arguments():
         make_environment("paths:Derived-v0", {"start": 3})
 
 
+def test_a_time_limit_of_the_environments_own_is_changed_too():
+    env = make_environment("paths:Limited-v0", {"max_episode_steps": 25})
+    env.reset(seed=1)
+    assert [env.step(0)[3] for _ in range(25)] == [False] * 24 + [True]
+    assert env.unwrapped.most == 25
+
+
 def test_see_takes_several_numbers_after_one_set(here, capsys):
     words = (
         "--env paths:Path-v0 --seed 1 --images --set length=1 max_episode_steps=1 --set length=2"

@@ -48,6 +48,23 @@ class Derived(Path):
         return np.repeat(super().observe(), self.observation_space.shape)
 
 
+class Limited(Path):
+    """Truncates its episodes itself."""
+
+    def __init__(self, max_episode_steps=20):
+        super().__init__()
+        self.most = max_episode_steps
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, self.steps == self.most, info
+
+
 class Silent(Path):
     """Draws nothing."""
 
@@ -81,4 +98,5 @@ class Fast(Path):
 
 for kind in Path, Derived, Silent, Films, Texts, Floats, Timeless, Fast:
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)
+gymnasium.register("Limited-v0", Limited)
 gym.register("GymnasiumsPath-v0", Path, max_episode_steps=50)
