@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import importlib
-import importlib.util
 import inspect
 import io
 import math
@@ -68,7 +67,8 @@ class Environment:
         self.spec, self.unwrapped = env.unwrapped.spec, env.unwrapped
         self.metadata: dict[str, Any] = env.metadata or {}
         self.reward_threshold: float | None = self.spec.reward_threshold
-        self.time_limit = min(filter(None, [time_limit, *_inner_limits(env)]), default=None)
+        limits = [time_limit or 0, *_inner_limits(env)]
+        self.time_limit = min((limit for limit in limits if limit > 0), default=None)
         self._env, self._env_step, self._steps = env, env.step, 0
         self._use_actions(getattr(env, "action_space", None))
         self._use_observations(getattr(env, "observation_space", None))
@@ -301,7 +301,12 @@ def make_environment(
     if arguments:
         with contextlib.suppress(Exception):
             env.close()
-        env = _construct(env_id, package, spec, **arguments)
+        try:
+            env = _construct(env_id, package, spec, **arguments)
+        except EnvironmentCrash as error:
+            if arguments.keys() == {"render_mode"}:
+                raise
+            raise _unfit(env_id, error) from None
     if changes:
         change_numbers(env.unwrapped, changes)
     env.unwrapped.spec.max_episode_steps = limit  # some environments look it up
@@ -313,8 +318,7 @@ def make_environment(
             if render_mode:
                 made.render()
         except EnvironmentFault as error:
-            reason = error.__cause__ or error.fault
-            raise UsageError(f"--set: {env_id} doesn't work with these numbers: {reason}") from None
+            raise _unfit(env_id, error) from None
     return made
 
 
@@ -330,10 +334,11 @@ def import_gym() -> Any:
 
 def import_gymnasium() -> Any:
     """Import gymnasium as quietly; None if it isn't installed."""
-    if importlib.util.find_spec("gymnasium") is None:
+    try:
+        with _quiet():
+            import gymnasium
+    except ModuleNotFoundError:
         return None
-    with _quiet():
-        import gymnasium
     gymnasium.logger.min_level = gymnasium.logger.ERROR
     return gymnasium
 
@@ -506,6 +511,11 @@ def _supported_mode(env_id: str, metadata: Mapping[str, Any], render_mode: str) 
         f"--env {env_id}: this environment can't be drawn: its metadata has no render mode "
         "rgb_array"
     )
+
+
+def _unfit(env_id: str, error: EnvironmentFault) -> UsageError:
+    reason = error.__cause__ or error.fault
+    return UsageError(f"--set: {env_id} doesn't work with these numbers: {reason}")
 
 
 def _new_limit(limit: float | None) -> int | None:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import GifImagePlugin, Image, ImageChops
@@ -19,14 +19,26 @@ from harness.errors import UsageError, usage_error
 from harness.terminal import log
 from harness.whole_files import write_file
 
-if TYPE_CHECKING:
-    from harness.viewer import WatchedEnvironment
-
-Draw = Callable[["WatchedEnvironment"], None]
 GIF_COLOURS = 16  # of the first frame, beside which there is a cube of others
 GIF_SHADES = 0, 51, 102, 153, 204, 255  # of the cube's red, green and blue
 GIF_FRAME_SECONDS, GIF_PAUSE_SECONDS = 0.03, 1.5
 GIF_LEAST_DELAY, GIF_MOST_DELAY = 2, 65535  # hundredths; browsers slow a GIF of shorter ones down
+
+
+class Watched(Protocol):
+    """What pictures show of a WatchedEnvironment."""
+
+    id: str
+    metadata: dict[str, Any]
+    episode: int
+    step_number: int
+    ended: bool
+
+    def render(self) -> Any:
+        """What the environment's own `render` returns."""
+
+
+Draw = Callable[[Watched], None]
 
 
 class GifWriter:
@@ -98,7 +110,7 @@ def as_indices(frame: Image.Image) -> Image.Image:
     return Image.frombytes("L", frame.size, frame.tobytes())
 
 
-def picture_of(env: "WatchedEnvironment") -> Image.Image:
+def picture_of(env: Watched) -> Image.Image:
     """What the environment's `render` shows, in RGB.
 
     Raises:
@@ -117,7 +129,7 @@ def picture_of(env: "WatchedEnvironment") -> Image.Image:
     return Image.fromarray(frame).convert("RGB")
 
 
-def frame_seconds(env: "WatchedEnvironment") -> float:
+def frame_seconds(env: Watched) -> float:
     """How long a frame lasts in the environment's own time."""
     rate = env.metadata.get("render_fps")
     if isinstance(rate, numbers.Real) and float(rate) > 0:
@@ -142,7 +154,7 @@ def gif_file(name: str, force: bool) -> Iterator[Draw]:
     with file:
         gif = GifWriter(file)
 
-        def draw(env: "WatchedEnvironment") -> None:
+        def draw(env: Watched) -> None:
             picture = picture_of(env)
             with usage_error(problem):
                 gif.add(picture, GIF_PAUSE_SECONDS if env.ended else frame_seconds(env))
@@ -168,7 +180,7 @@ def png_files(episodes: int, force: bool) -> Iterator[Draw]:
         raise UsageError(f"--images: {min(earlier)} exists already; --force overwrites it")
     saved = []
 
-    def draw(env: "WatchedEnvironment") -> None:
+    def draw(env: Watched) -> None:
         picture, path = picture_of(env), Path(f"{env.episode}_{env.step_number:06}.png")
         with usage_error(f"--images: can't write {path}"):
             picture.save(path)

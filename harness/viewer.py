@@ -12,8 +12,11 @@ import numpy as np
 from harness.arrays import Array
 from harness.environments import Environment, check_environment, make_environment, names
 from harness.errors import UsageError
-from harness.frames import Draw, frame_seconds, gif_file, picture_of, png_files
+from harness.frames import frame_seconds, gif_file, picture_of, png_files
 from harness.terminal import ProgressBar, StopSignal, log
+
+
+Draw = Callable[["WatchedEnvironment"], None]
 
 
 class EndOfWatching(Exception):  # noqa: N818, it isn't an error

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import gym
@@ -153,7 +154,7 @@ def test_an_environment_that_nobody_knows_is_refused(refused, env, reason):
 
 
 def test_without_gymnasium_its_environments_are_refused_with_the_cure(refused, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert "; if it is gymnasium's, pip install gymnasium\n" in refused("--env", "CliffWalking-v1")
 
 
@@ -433,6 +434,10 @@ def test_numbers_that_follow_from_changed_ones_are_recomputed():
 def test_set_reaches_the_constructors_arguments():
     env = make_environment("paths:Derived-v0", {"end": 9, "wide": 1})
     assert (env.unwrapped.length, env.unwrapped.places, env.observation_size) == (9, 10, 2)
+    with pytest.raises(
+        UsageError, match="--set: paths:Derived-v0 doesn't work with these numbers: "
+    ):
+        make_environment("paths:Derived-v0", {"end": 0})
     with pytest.raises(UsageError, match="--set places: it follows from length"):
         make_environment("paths:Derived-v0", {"places": 3})
     with pytest.raises(UsageError, match=r"no such number, only end, length, max_epi.*, wide$"):
