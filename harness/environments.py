@@ -195,12 +195,15 @@ class Environment:
             array = np.asarray(observation)
         except Exception:
             raise self._fault(f"its observation is {_shown(observation)}") from None
+        if array.dtype.kind not in "fiub":
+            raise self._fault(
+                f"its observation is {_shown(observation)}, made of {array.dtype}; expected real "
+                "numbers"
+            )
         if array.shape != self._shape:
             raise self._fault(
                 f"its observation has shape {array.shape}; its space says {self._shape}"
             )
-        if array.dtype.kind not in "fiub":
-            raise self._fault(f"its observation is made of {array.dtype}; expected real numbers")
         received: Array = array.astype(np.float32)
         if received.ndim != 1:
             received = received.ravel()
@@ -478,6 +481,11 @@ def _construct(env_id: str, package: Any, spec: Any, **arguments: Any) -> Any:
             raise UsageError(
                 f"--env {env_id}: this environment can't be drawn: its constructor takes no "
                 "render_mode"
+            ) from None
+        if "has no attribute 'unwrapped'" in str(error):
+            raise UsageError(
+                f"--env {env_id}: its class is no environment; expected one that inherits from "
+                "gymnasium.Env or gym.Env"
             ) from None
         if missing := _missing_package(error):
             raise UsageError(f"--env {env_id}: {missing}") from None

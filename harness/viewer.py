@@ -15,7 +15,6 @@ from harness.errors import UsageError
 from harness.frames import frame_seconds, gif_file, picture_of, png_files
 from harness.terminal import ProgressBar, StopSignal, log
 
-
 Draw = Callable[["WatchedEnvironment"], None]
 
 

@@ -89,6 +89,13 @@ def test_a_longer_path_is_trained_watched_and_drawn(here, capsys, flags):
     assert len(list(here.glob("1_*.png"))) == 10
 
 
+@pytest.mark.parametrize("env", ["paths:Path-v0", "fields:Numbered-v0"])
+def test_a_run_on_an_environment_of_ones_own_is_resumed(here, env):
+    assert run.main([*LEARN, "--env", env, "--max-steps=300", "--eval-every=0"]) == 0
+    assert run.main(["--resume", "x-log", "--env", env, "--max-steps=600"]) == 0
+    assert (here / "x-log/x-600.h5").exists()
+
+
 @pytest.mark.xfail(strict=True, reason="the report doesn't print --env yet")
 def test_the_command_that_is_printed_works_as_it_stands(here, capsys):
     shutil.copy(ENVIRONMENTS / "paths.py", here / "own_paths.py")
@@ -113,7 +120,13 @@ def test_the_command_that_is_printed_works_as_it_stands(here, capsys):
         ("Longer", "its observation has shape (3,); its space says (2,)"),
         ("Column", "its observation has shape (2, 1); its space says (2,)"),
         ("Ragged", "its observation is [1, [2, 3]]"),
-        ("Words", "its observation is made of <U1; expected real numbers"),
+        ("Words", "its observation is ['1', '2'], made of <U1; expected real numbers"),
+        (
+            "Complex",
+            "its observation is array([0.+1.j, 0.+1.j]), made of complex128; expected real",
+        ),
+        ("Nothing", "its observation is None, made of object; expected real numbers"),
+        ("Orphan", "its class is no environment; expected one that inherits from gymnasium.Env o"),
         ("OutsideItsSpace", "its observation is 0; its space says Discrete(16, start=1)"),
         ("NaNReward", "its reward is nan in step 1 of an episode; expected a finite number"),
         ("NoReward", "its reward is None; expected a number"),

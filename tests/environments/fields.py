@@ -178,6 +178,16 @@ class Words(Field):
         return ["1", "2"]
 
 
+class Complex(Field):
+    def observe(self):
+        return self.place.astype(np.float64) + 1j
+
+
+class Nothing(Field):
+    def observe(self):
+        return None
+
+
 class OutsideItsSpace(Numbered):
     def observe(self):
         return super().observe() - 1
@@ -250,6 +260,10 @@ class Spaceless(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
 
+class Orphan:
+    """No environment at all."""
+
+
 def registered():
     for kind in list(globals().values()):
         if isinstance(kind, type) and issubclass(kind, gym.Env) and kind is not gym.Env:
@@ -259,4 +273,5 @@ def registered():
 for kind in registered():
     limit = None if kind is Unlimited else 50
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=limit)
+gym.register("Orphan-v0", Orphan)
 gymnasium.register("GymsField-v0", Field, max_episode_steps=50)
