@@ -71,11 +71,12 @@ def load(given, hyperparameters):
                 f"--model: {folder} has no {path.name}, since no evaluation completed an episode; "
                 f"name another snapshot in it, or go on with --resume {folder}"
             )
-    weights, origin = load_snapshot(path)
+    snapshot = load_snapshot(path)
+    origin = snapshot.origin
     if origin:
         origin = read_settings(origin, hyperparameters, given, f"can't use {path}: its run")
         del origin["seed"]
-    return path, weights, origin
+    return path, snapshot.weights, origin
 
 
 def accept(path, weights, settings, origin):

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import os
 import pty
 import re
@@ -75,7 +76,34 @@ gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
 
 def weights_in(path):
     """The weights in a snapshot that we trust, without the process that reads others."""
-    return read_snapshot(read_content(path))[0]
+    return read_snapshot(read_content(path)).weights
+
+
+def config_of_2018(weights):
+    """The `model_config` that Keras 2.1.5 wrote for the tutorial's network, as a dict."""
+
+    def layer(name, kind, sources=(), **config):
+        nodes = [[[source, 0, 0, {}] for source in sources]] if sources else []
+        config = {"name": name, **config}
+        return {"name": name, "class_name": kind, "config": config, "inbound_nodes": nodes}
+
+    def input_layer(name, size):
+        shape = {"batch_input_shape": [None, size], "dtype": "float32", "sparse": False}
+        return layer(name, "InputLayer", **shape)
+
+    layers, source = [input_layer("observations", len(weights[0]))], "observations"
+    for number, bias in enumerate(weights[1::2], start=1):
+        activation = "linear" if number == len(weights) // 2 else "relu"
+        config = {"units": len(bias), "activation": activation, "use_bias": True}
+        layers.append(layer(f"dense_{number}", "Dense", [source], trainable=True, **config))
+        source = f"dense_{number}"
+    layers.append(input_layer("action_mask", len(weights[-1])))
+    layers.append(layer("multiply", "Multiply", [source, "action_mask"], trainable=True))
+    ends = {
+        "input_layers": [["observations", 0, 0], ["action_mask", 0, 0]],
+        "output_layers": [["multiply", 0, 0]],
+    }
+    return {"class_name": "Model", "config": {"name": "model", "layers": layers, **ends}}
 
 
 def snapshot_of_2018(weights, change=None):
@@ -85,15 +113,16 @@ def snapshot_of_2018(weights, change=None):
     """
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
+        config = config_of_2018(weights)
         file.attrs["keras_version"] = b"2.1.5-tf"
         file.attrs["backend"] = b"tensorflow"
-        file.attrs["model_config"] = b'{"class_name": "Model", "config": {"layers": "of 2018"}}'
-        dense = [f"dense_{number}" for number in range(1, len(weights) // 2 + 1)]
-        names = ["observations", *dense[:-1], "action_mask", dense[-1], "multiply"]
+        file.attrs["model_config"] = json.dumps(config).encode()
+        names = [layer["name"] for layer in config["config"]["layers"]]
         layers = file.create_group("model_weights")
         layers.attrs["layer_names"] = [name.encode() for name in names]
         for name in names:
             layers.create_group(name).attrs["weight_names"] = []
+        dense = [name for name in names if name.startswith("dense")]
         for name, kernel, bias in zip(dense, weights[0::2], weights[1::2], strict=True):
             paths = [f"{name}/kernel:0", f"{name}/bias:0"]
             layers[name].attrs["weight_names"] = [path.encode() for path in paths]
@@ -105,7 +134,7 @@ def snapshot_of_2018(weights, change=None):
 
 def load_weights(path, env):
     """The weights in a snapshot that anyone may have written, checked to fit `env`."""
-    weights, _ = load_snapshot(path)
+    weights = load_snapshot(path).weights
     check_fit_for(env, weights, path)
     return weights
 

@@ -210,8 +210,7 @@ def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(unbroken, 
 
 
 def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monkeypatch):
-    reader = tmp_path / "reader.py"
-    reader.write_text("import os, sys; print(os.getpgrp(), file=sys.stderr); sys.exit(2)")
+    reader = "import os, sys; print(os.getpgrp(), file=sys.stderr); sys.exit(2)"
     path = tmp_path / "x.h5"
     path.write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setattr(snapshots, "READER", reader)

@@ -197,7 +197,7 @@ def test_a_run_in_which_no_episode_did_well_says_so_and_what_to_try(train, capsy
 def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, here, capsys):
     gravity = ["--set", "gravity=0.002"]
     train(seed=5, name="first", set={"gravity": 0.002}, gamma=0.9, **{**SMALL, "max_steps": 400})
-    _, origin = load_snapshot(here / "first-log/first-best.h5")
+    origin = load_snapshot(here / "first-log/first-best.h5").origin
     assert (origin["seed"], origin["step"]) == (5, 400)
     assert (origin["gamma"], origin["set"]) == (0.9, {"gravity": 0.002})
     capsys.readouterr()
