@@ -577,3 +577,34 @@ def test_keras_1_and_its_words_are_understood():
     layers.insert(1, relu)
     found = dense_layers(json.dumps({"class_name": "Sequential", "config": layers}))
     assert [layer.name for layer in found] == ["dense_1", "dense_2"]
+
+
+ODD_VALUES = [None, True, -1, 1.5, "", [], {}, [[]], ["a", 0, 0], "Dense", "Multiply", "relu"]
+
+
+def altered_at_random(value, share, rng):
+    """A JSON value, of which a share of the parts is missing or something else."""
+    if rng.random() < share:
+        return rng.choice(ODD_VALUES)
+    if isinstance(value, dict):
+        kept = [name for name in value if rng.random() > share]
+        return {name: altered_at_random(value[name], share, rng) for name in kept}
+    if isinstance(value, list):
+        return [altered_at_random(part, share, rng) for part in value if rng.random() > share]
+    return value
+
+
+def test_2000_descriptions_altered_at_random_are_read_or_refused():
+    rng = random.Random(4)
+    with h5py.File(ROOT / "assets" / "mountain.h5") as file:
+        configs = [json.loads(file.attrs["model_config"])]
+    configs.append(config_of_2018(random_weights()))
+    refusals = set()
+    for number in range(2000):
+        config = altered_at_random(configs[number % 2], rng.choice([0.001, 0.01, 0.05]), rng)
+        try:
+            dense_layers(json.dumps(config))
+        except ValueError as error:
+            refusals.add(str(error))
+    assert len(refusals) > 50
+    assert all(refusal.isprintable() for refusal in refusals)
