@@ -5,17 +5,27 @@ the same environment, network, batch and buffer, one fit after every step, taken
 """
 
 import io
+import os
+import signal
+import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 
+if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
+
+    check_requirements("bench.py")
+
 import run
 from harness.arguments import MANY, Parser, parse_threads, whole
 from harness.backend import start_tensorflow
 from harness.errors import UsageError
 from harness.settings import training_settings
+from harness.terminal import StopSignal, start_program
 from replay_buffer import ReplayBuffer
 
 STEPS = 1000  # of a turn
@@ -31,13 +41,14 @@ class Turns:
     TensorFlow compiles.
     """
 
-    def __init__(self, turns, peer):
+    def __init__(self, turns, peer, stop):
         self.ours, self.theirs, self.answers = [], [], self.take(turns, peer)
+        self.stop = stop
 
     @property
     def number(self):
-        """0 to train on, 1 to stop."""
-        return next(self.answers)
+        """0 to train on, another number to stop."""
+        return self.stop.number or next(self.answers)
 
     def take(self, turns, peer):
         """Yield an answer before each step."""
@@ -104,7 +115,8 @@ def stable_baselines(settings):
 
 
 def main():
-    """Measure and print."""
+    """Measure and print; return the exit status."""
+    start_program()
     parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=whole(1, 1000), default=9, metavar="N", help="default 9")
     parser.add_argument("--threads", type=parse_threads, metavar="N", help="default 1")
@@ -117,22 +129,26 @@ def main():
         settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
     except UsageError as error:
         parser.error(str(error))
-    start_tensorflow(settings.threads, settings.seed)
-    seconds, peer = time_parts(), stable_baselines(settings)
-    stop = Turns(turns, peer)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        run.train(settings, Path(folder), stop)
-    seconds["whole step"] = stop.ours
+    with StopSignal() as stop:
+        start_tensorflow(settings.threads, settings.seed)
+        seconds, peer = time_parts(), stable_baselines(settings)
+        turns = Turns(turns, peer, stop)
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            run.train(settings, Path(folder), turns)
+    if stop.number:
+        return stop.exit_status
+    seconds["whole step"] = turns.ours
     figures = {f"{name} (µs)": median(times) * 1e6 for name, times in seconds.items()}
-    figures["steps per second"] = 1 / median(stop.ours)
+    figures["steps per second"] = 1 / median(turns.ours)
     if peer:
-        figures["Stable-Baselines3's step (µs)"] = median(stop.theirs) * 1e6
-        figures["ratio"] = median(stop.theirs) / median(stop.ours)
+        figures["Stable-Baselines3's step (µs)"] = median(turns.theirs) * 1e6
+        figures["ratio"] = median(turns.theirs) / median(turns.ours)
     else:
         print("to compare with Stable-Baselines3: pip install -r requirements-bench.txt")
     for name, figure in figures.items():
         print(f"{name:30} {figure:9.2f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

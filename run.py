@@ -12,6 +12,9 @@ import sys
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
+
+    check_requirements("run.py")
 
 import numpy as np
 
@@ -25,7 +28,7 @@ from harness.report import report
 from harness.self_check import self_check
 from harness.settings import refuse_others
 from harness.start import policy_to_play, starting_point
-from harness.terminal import ProgressBar, StopSignal
+from harness.terminal import ProgressBar, StopSignal, start_program
 from harness.training_run import TrainingRun
 from harness.viewer import play
 from loggers import TensorBoardLogger
@@ -275,7 +278,10 @@ def train(settings, folder, stop, weights=None, state=None):
 
 def main(argv=None, stop=None):
     """Do what the command line says; return the exit status."""
-    stop = stop or StopSignal()
+    start_program()
+    if stop is None:
+        with StopSignal() as new:
+            return main(argv, new)
     given = parse_arguments(argv, HYPERPARAMETERS, PRESETS)
     try:
         if "test" in given:

@@ -6,10 +6,13 @@ import sys
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
+
+    check_requirements("see.py", ("numpy", "gym", "pygame", "pillow", "tqdm"))
 
 from harness.arguments import ENVIRONMENT, Parser, add_playing_flags, whole
 from harness.errors import UsageError
-from harness.terminal import StopSignal
+from harness.terminal import StopSignal, start_program
 from harness.viewer import watching
 
 EPISODES = 5
@@ -28,7 +31,7 @@ def play(settings, stop):
 
 def main(argv=None):
     """Play as the command line says; return the exit status."""
-    stop = StopSignal()
+    start_program()
     parser = Parser(prog="see.py", description=__doc__)
     parser.add_argument("--env", default=ENVIRONMENT, metavar="ID", help=f"default {ENVIRONMENT}")
     parser.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="default: random")
@@ -36,12 +39,13 @@ def main(argv=None):
     settings = parser.parse_args(argv)
     if "episodes" not in settings:
         settings.episodes = 1 if "gif" in settings or "images" in settings else EPISODES
-    try:
-        play(settings, stop)
-    except UsageError as error:
-        print(f"see.py: error: {error}", file=sys.stderr)
-        return 2
-    return stop.exit_status
+    with StopSignal() as stop:
+        try:
+            play(settings, stop)
+        except UsageError as error:
+            print(f"see.py: error: {error}", file=sys.stderr)
+            return 2
+        return stop.exit_status
 
 
 if __name__ == "__main__":

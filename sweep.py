@@ -9,8 +9,16 @@ python sweep.py --resume NAME-sweep --seeds 0-19
 import contextlib
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
+
+    check_requirements("sweep.py")
 
 import run
 from harness.arguments import ENVIRONMENT, Parser, flag, parse_change, parse_return, whole
@@ -20,7 +28,7 @@ from harness.state import VERSION
 from harness.sweeps.cluster import ray_options, start_ray
 from harness.sweeps.grid import combinations, make_trials, parse_seeds
 from harness.sweeps.space import RangeOrValue, plan_search, refuse_ranges
-from harness.terminal import StopSignal, command, log
+from harness.terminal import StopSignal, command, log, start_program
 from harness.whole_files import write_json
 
 SEEDS, SEARCH_SEEDS = range(10), range(3)
@@ -126,14 +134,15 @@ def sweep(given, argv, stop):
 
 def main(argv=None):
     """Do what the command line says; return the exit status."""
-    stop = StopSignal()
+    start_program()
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        all_finished = sweep(parse_arguments(argv), argv, stop)
-    except UsageError as error:
-        print(f"sweep.py: error: {error}", file=sys.stderr)
-        return 2
-    return stop.exit_status or (0 if all_finished else 1)
+    with StopSignal() as stop:
+        try:
+            all_finished = sweep(parse_arguments(argv), argv, stop)
+        except UsageError as error:
+            print(f"sweep.py: error: {error}", file=sys.stderr)
+            return 2
+        return stop.exit_status or (0 if all_finished else 1)
 
 
 if __name__ == "__main__":
