@@ -117,7 +117,9 @@ def stable_baselines(settings):
 def main():
     """Measure and print; return the exit status."""
     start_program()
-    parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog="bench.py", description="Measure how long a training step takes, part by part."
+    )
     parser.add_argument("--turns", type=whole(1, 1000), default=9, metavar="N", help="default 9")
     parser.add_argument("--threads", type=parse_threads, metavar="N", help="default 1")
     parser.add_argument("--preset", choices=run.PRESETS, help="default tutorial")

@@ -43,7 +43,7 @@ PACKAGES = ("ray", "optuna", "pandas", "scipy", "matplotlib", "rich")  # importe
 
 def parse_arguments(argv):
     """The flags that were given, as a dict; a mistake prints one line and exits with 2."""
-    parser = Parser(prog="sweep.py", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="sweep.py", description="Train many runs in parallel, and compare them.")
     sweep = parser.add_argument_group("the sweep")
     seeds_help = "how many, or which: 20, 0-9 or 1,2,5-9 (default 10, or 3 for each proposal of a "
     seeds_help += "search); with --resume: add these"

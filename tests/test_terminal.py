@@ -184,7 +184,8 @@ def test_a_training_runs_in_a_locale_without_the_characters_of_its_lines(tmp_pat
 
 
 @pytest.mark.parametrize("program", ["run.py", "see.py", "sweep.py", "bench.py"])
-def test_help_and_mistakes_need_no_unicode(tmp_path, program):
+def test_help_and_mistakes_need_neither_unicode_nor_docstrings(tmp_path, program, monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
     result = in_locale("ASCII", program, "--help", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"")
     result = in_locale("ASCII", program, "--größe", os.fsdecode(b"\xff"), cwd=tmp_path)
