@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from harness.errors import reason
 
-unprinted: set[str] = set()  # why lines were lost, if any were
-
 
 class Screen(io.TextIOWrapper):
     """Standard output, or error, that prints what it can and never raises: nobody has to read it.
 
-    What can't be written, to a full disk, a closed pipe or a terminal that is gone, is dropped; the
-    next line tries again. A character that the encoding lacks becomes a question mark.
+    What can't be written, to a full disk, a closed pipe or a terminal that is gone, stays in the
+    buffer as long as there is room, and the next line tries again. A character that the encoding
+    lacks becomes a question mark.
+
+    Attributes:
+        lost: why something couldn't be written, None while nothing is lost.
     """
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
@@ -37,33 +39,34 @@ class Screen(io.TextIOWrapper):
             write_through=stream.write_through,
         )
         self._stream = stream  # else Python would close the file with it
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write a text, if that is possible."""
         try:
             return super().write(text)
-        except OSError as error:
-            self._drop(error)
+        except OSError as error:  # the buffer is full, too
+            self.lost = error
             return len(text)
 
     def flush(self) -> None:
-        """Write what is left in the buffers, if that is possible."""
+        """Write what is left in the buffer, if that is possible."""
+        with contextlib.suppress(OSError):
+            super().flush()
+
+    def flush_at_exit(self) -> None:
+        """Write what is left for the last time, and say so if some of it was lost."""
         try:
             super().flush()
         except OSError as error:
-            self._drop(error)
-
-    def _drop(self, error: OSError) -> None:
-        """Empty the buffers, or every later line would fail, and Python itself at the end."""
-        if not isinstance(error, BrokenPipeError):  # `| head` has seen enough
-            unprinted.add(reason(error))
-        kept = os.dup(self.fileno())
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        super().flush()
-        os.dup2(kept, self.fileno())
-        os.close(kept)
-        os.close(nowhere)
+            self.lost = error
+            # Python tries once more, and would print an exception.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+        if self.lost and not isinstance(self.lost, BrokenPipeError):  # `| head` has seen enough
+            why = reason(self.lost)
+            print(f"warning: some lines couldn't be printed: {why}", file=sys.stderr)
 
 
 def start_program() -> None:
@@ -83,7 +86,7 @@ def start_program() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     if _is_standard(sys.stdout, 1):
         sys.stdout = Screen(sys.stdout)
-        atexit.register(_report_unprinted)
+        atexit.register(sys.stdout.flush_at_exit)
     if _is_standard(sys.stderr, 2):
         sys.stderr = Screen(sys.stderr)
 
@@ -94,13 +97,6 @@ def _is_standard(stream: Any, descriptor: int) -> TypeGuard[io.TextIOWrapper]:
         return type(stream) is io.TextIOWrapper and stream.fileno() == descriptor
     except OSError:
         return False
-
-
-def _report_unprinted() -> None:
-    sys.stdout.flush()
-    if unprinted:
-        why = ", ".join(sorted(unprinted))
-        print(f"warning: some lines couldn't be printed: {why}", file=sys.stderr)
 
 
 def log(line: str, *shorter: str) -> None:

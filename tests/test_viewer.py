@@ -15,6 +15,7 @@ import see
 from harness import start, viewer
 from harness.errors import UsageError
 from harness.frames import GIF_FRAME_MS, GIF_PAUSE_MS
+from harness.snapshots import Snapshot
 
 QUICK = {"goal_position": -1.0}  # the first step ends the episode
 
@@ -40,7 +41,7 @@ def names(folder):
 def snapshot(monkeypatch):
     """The flags that play `along_the_velocity`, as if it had been learned."""
     weights = [np.array([[0, 0, 0], [-1, 0, 1]], np.float32), np.float32([0, 0, 1e-9])]
-    monkeypatch.setattr(start, "load_snapshot", lambda path: (weights, {}))
+    monkeypatch.setattr(start, "load_snapshot", lambda path: Snapshot(weights, {}))
     return ["--model", "x.h5", "--seed", "7"]
 
 
