@@ -213,7 +213,7 @@ def evaluate(env, weights, settings, step):
     return sum(returns) / len(returns) if returns else math.nan
 
 
-def train(settings, folder, stop, weights=None, state=None):
+def train(settings, folder, stop, weights=None, state=None, on_evaluation=None):
     """Train a policy; leave snapshots, TensorBoard's events and the run's state in `folder`.
 
     Args:
@@ -222,6 +222,7 @@ def train(settings, folder, stop, weights=None, state=None):
         stop: StopSignal; training ends after the step in which it is set.
         weights: list of arrays to start from, instead of random weights.
         state: what `load_state` returned of a run to go on with.
+        on_evaluation: called with the step and the average of each evaluation.
 
     Returns:
         TrainingRun, at its end.
@@ -266,14 +267,17 @@ def train(settings, folder, stop, weights=None, state=None):
 
             run.log_step(action, reward, terminated or truncated, loss, q_values)
             if run.is_due(settings.eval_every):
-                run.log_evaluation(evaluate(eval_env, model.averaged_weights(), settings, step))
+                average = evaluate(eval_env, model.averaged_weights(), settings, step)
+                run.log_evaluation(average)
+                if on_evaluation:
+                    on_evaluation(step, average)
             if run.is_due(settings.snapshot_every):
                 run.save()
         run.finish()
     return run
 
 
-def main(argv=None, stop=None):
+def main(argv=None, stop=None, on_evaluation=None):
     """Do what the command line says; return the exit status."""
     stop = stop or StopSignal()
     given = parse_arguments(argv, HYPERPARAMETERS, PRESETS)
@@ -288,7 +292,7 @@ def main(argv=None, stop=None):
             settings, folder, start = starting_point(given, HYPERPARAMETERS, PRESETS)
             with locked(folder):
                 start_tensorflow(settings.threads, settings.seed)
-                report(train(settings, folder, stop, **start))
+                report(train(settings, folder, stop, on_evaluation=on_evaluation, **start))
     except (UsageError, TrainingError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
