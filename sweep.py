@@ -61,9 +61,14 @@ def parse_arguments(argv: list[str]) -> dict[str, Any]:
     runs.add_argument("--preset", nargs="+", choices=run.PRESETS, help="default tutorial")
     env_help = f"gym environment (default {ENVIRONMENT})"
     runs.add_argument("--env", nargs="+", metavar="ID", help=env_help)
-    set_options = {"nargs": "+", "action": "append", "metavar": "NAME=VALUE"}
-    set_help = "change a number of the environment; repeat --set to change another one too"
-    runs.add_argument("--set", type=parse_change, help=set_help, **set_options)
+    runs.add_argument(
+        "--set",
+        type=parse_change,
+        nargs="+",
+        action="append",
+        metavar="NAME=VALUE",
+        help="change a number of the environment; repeat --set to change another one too",
+    )
     runs.add_argument("--until", type=parse_return, nargs="+", metavar="RETURN", help="as run.py's")
     table = {name: RangeOrValue(*row) for name, row in run.HYPERPARAMETERS.items()}
     parser.add_hyperparameters(table, nargs="+")
@@ -131,15 +136,20 @@ def sweep(given: dict[str, Any], argv: list[str], stop: StopSignal) -> bool:
         folder = create_log_folder(given.get("name"), "sweep")
         log(f"Created {folder}")
     with locked(folder):
-        searching = isinstance(planned, Search)
-        seeds = planned.seeds if searching else list(dict.fromkeys(t.seed for t in planned))
+        if isinstance(planned, Search):
+            seeds = planned.seeds
+        else:
+            seeds = list(dict.fromkeys(trial.seed for trial in planned))
         write_json(folder / SWEEP_FILE, {"version": VERSION, "arguments": argv, "seeds": seeds})
         start_ray(options)  # before anything imports it
         from harness.sweeps.stages import run_grid, run_search
         from harness.sweeps.trials import Sweep
 
-        stage = run_search if searching else run_grid
-        ended, finished = stage(Sweep(run.main, folder, given.get("jobs"), stop), planned)
+        shared = Sweep(run.main, folder, given.get("jobs"), stop)
+        if isinstance(planned, Search):
+            ended, finished = run_search(shared, planned)
+        else:
+            ended, finished = run_grid(shared, planned)
     if not ended:
         log(f"Stopped. Resume with: {command('sweep.py', '--resume', folder)}")
     return finished
