@@ -3,23 +3,32 @@ import json
 import os
 import re
 import signal
+import sys
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
-from conftest import terminal
+from conftest import terminal, weights_in
 from sweeping import communicate, read, rows_of, start, wait_for, workers
 
+import run
 import sweep
 
 pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
+from harness.sweeps.grid import Trial
 from harness.sweeps.progress import is_finished
-from harness.sweeps.worker import command_line, output_to
+from harness.sweeps.worker import release_memory, run_program
 
 FEW = "--train-start 300 --eval-every 300 --eval-steps 400 --snapshot-every 300"
 LONG_STEPS = 20_000
 ARGUMENTS = f"--max-steps 600 1200 {LONG_STEPS} {FEW}".split()
 SHORT, BAD, LONG = (f"max-steps-{steps}-seed-0" for steps in (600, 1200, LONG_STEPS))
+SHORTER = [word.replace(str(LONG_STEPS), "3000") for word in ARGUMENTS]
+LAST = "max-steps-3000-seed-0"
+TWO = "--train-start 300 --snapshot-every 300 --max-steps 200000"
 COLUMNS = 80  # of conftest's terminal
 
 
@@ -51,10 +60,16 @@ def trainer(process, folder, name):
     return wait_for(found, process)
 
 
+def resumed_more_often(output, before):
+    return read(output).count("Resumed") > before
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A sweep of three trials, of which one can't run and one's worker crashes twice; Ctrl-C;
-    then all that is missing is trained with another seed, in a terminal."""
+    """A sweep of three trials: one can't run, the worker of another crashes twice; Ctrl-C.
+
+    Then what is missing, and another seed, in a terminal.
+    """
     place = tmp_path_factory.mktemp("story")
     folder = place / "a-sweep"
     folder.mkdir()
@@ -65,11 +80,11 @@ def story(tmp_path_factory):
     output = folder / f"{LONG}.txt"
 
     process = start("--resume a-sweep", place)
-    for number, crash in enumerate((signal.SIGSEGV, signal.SIGKILL)):
-        wait_for(lambda: read(output).count("Resumed") == number, process)
-        wait_for((folder / f"{LONG}-log" / "state.npz").exists, process)
+    wait_for((folder / f"{LONG}-log" / "state.npz").exists, process)
+    for crash in (signal.SIGSEGV, signal.SIGKILL):
+        before = read(output).count("Resumed")
         trainer(process, folder, LONG).send_signal(crash)
-        wait_for(lambda: read(output).count("Resumed") == number + 1, process)
+        wait_for(partial(resumed_more_often, output, before), process)
     told.listening = listening(psutil.Process(process.pid))
     wait_for(lambda: is_finished(folder / f"{SHORT}-log"), process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -84,10 +99,6 @@ def story(tmp_path_factory):
     told.second = in_terminal("--resume a-sweep --seeds 0-1", place)
     told.done = rows_of(folder)
     return told
-
-
-SHORTER = [*ARGUMENTS[:3], "3000", *ARGUMENTS[4:]]
-LAST = "max-steps-3000-seed-0"
 
 
 def test_a_trial_is_an_ordinary_run(story):
@@ -115,8 +126,7 @@ def test_a_trial_that_keeps_failing_is_reported_and_loses_no_other(story):
 
 def test_ctrl_c_is_acknowledged_and_stops_the_running_trial_with_its_state_saved(story):
     assert (story.first.status, story.first.err) == (130, "")
-    *_, acknowledged, _table, _heading = re.split("(Stopping: .*)", story.first.out)[1:2] * 3
-    assert acknowledged == "Stopping: 1 running trial saves its state"
+    assert "Stopping: 1 running trial saves its state\n" in story.first.out
     assert re.search(r"Stopped. Resume with: \S+ \S*sweep.py --resume a-sweep\n$", story.first.out)
     assert story.stopped[SHORT]["status"] == "finished"
     assert story.stopped[LONG]["status"] == "unfinished"
@@ -154,7 +164,7 @@ def other(tmp_path_factory):
     """A sweep of two trials, one at a time, which another process wants to resume; SIGTERM."""
     place = tmp_path_factory.mktemp("other")
     folder = place / "b-sweep"
-    process = start(f"--seeds 2 --jobs 1 --name b --snapshot-every 300 {TWO}", place)
+    process = start(f"--seeds 2 --jobs 1 --name b {TWO}", place)
     told = SimpleNamespace(folder=folder)
     wait_for((folder / "run-seed-0-log" / "state.npz").exists, process)
     told.jobs = workers(process)
@@ -163,9 +173,6 @@ def other(tmp_path_factory):
     told.ended = communicate(process)
     told.output = read(folder / "run-seed-0.txt")
     return told
-
-
-TWO = "--train-start 300 --eval-every 0 --max-steps 200000".replace("--eval-every 0", "")
 
 
 def test_one_process_runs_a_sweep_and_as_many_trials_at_once_as_jobs(other):
@@ -211,3 +218,23 @@ def test_a_trials_files_come_home_from_a_node_with_another_disk(tmp_path):
     write_files(here, read_files(there, "a"))
     assert sorted(path.name for path in here.rglob("*")) == ["a-best.h5", "a-log", "a.txt"]
     assert read_files(there, "nothing yet") == {}
+
+
+TRIAL = Trial(
+    {"preset": "tuned", "max_steps": 900, "train_start": 300, "eval_every": 300}, 5, 900, 0
+)
+
+
+def test_a_worker_that_trained_before_trains_the_same_bits_and_leaks_nothing(here, unbroken):
+    whole = unbroken(f"--seed 5 {' '.join(TRIAL.arguments)}")
+    before = sys.argv, sys.stdout, sys.stderr, os.getcwd(), os.listdir("/proc/self/fd")
+    other = replace(TRIAL, seed=6, flags=TRIAL.flags | {"hidden": "8,8"})
+    for trained in (other, TRIAL):
+        stop = SimpleNamespace(number=0, exit_status=0)
+        assert run_program(run.main, here, trained, stop, lambda *_: None) == 0
+        release_memory()
+    assert (sys.argv, sys.stdout, sys.stderr, os.getcwd(), os.listdir("/proc/self/fd")) == before
+    mine = here / TRIAL.log_folder / f"{TRIAL.name}-900.h5"
+    for ours, theirs in zip(weights_in(mine), weights_in(whole / "whole-900.h5"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "Watch it:" in read(here / f"{TRIAL.name}.txt")

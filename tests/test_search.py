@@ -236,8 +236,7 @@ def test_asha_stops_what_is_worse_than_before_and_no_ties(proposals):
     made = proposals()
     for average in (-150, -151, -152):
         train(made, *[-200] * 3, *[average] * 7)
-    # They ended at once; a resumed search knows what they were at the cuts.
-    again = proposals()
+    again = proposals()  # a resumed search knows what they were at the cuts
     assert train(again, *[-200] * 3) is None, "a tie"
     assert train(again, *[-200] * 5, -151) is None, "at the median"
     assert train(again, *[-199] * 10) is not None, "its end"

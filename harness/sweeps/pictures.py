@@ -20,7 +20,7 @@ from harness.whole_files import write_file
 
 WIDEST = 80  # characters of a label
 COLUMNS = 3
-MOST_UPRIGHT = 30  # characters of an axis' choices that fit side by side
+MOST_UPRIGHT = 24  # characters of an axis' choices that fit side by side
 
 
 def draw_curves(path: Path, evaluations: pd.DataFrame, shared: str) -> None:

@@ -38,6 +38,7 @@ class Proposal:
     folder: Path  # of the sweep
     stopped: bool = False  # early
     failed: bool = False
+    reported: int = 0  # the last step that ASHA was told of
     training: set[str] = field(default_factory=set)  # names of trials on their way to a cut
 
     @property
@@ -92,7 +93,9 @@ class Proposals:
         self.unfinished = deque(proposal for proposal in self.made if not proposal.ended)
         self.count = search.count - len(ended)
         for proposal in ended:
-            self._replay(proposal)
+            asked = self._ask_for(proposal)
+            self._is_hopeless(proposal, asked)  # ASHA remembers what it is told
+            self._tell(proposal, asked)
 
     def next_job(self) -> Job | None:
         """A run of a proposal on its way; else one of the next proposal, if there is one left."""
@@ -115,19 +118,18 @@ class Proposals:
         if proposal.failed:
             self.study.tell(asked, state=TrialState.FAIL)
             return f"{label} failed: see {self.folder}"
+        hopeless = self._is_hopeless(proposal, asked)
         result = f"episode_return_avg {proposal.last:.3f}"
         if proposal.finished:
             self._tell(proposal, asked)
             return f"{label}: {result}"
-        step = max(proposal.evaluations)
-        asked.report(proposal.last, step)
-        if not asked.should_prune():
+        if not hopeless:
             self._go_on(proposal)
             return None
         proposal.stopped = True
         self._save()
         self._tell(proposal, asked)
-        return f"{label} {STOPPED} at step {step}: {result}"
+        return f"{label} {STOPPED} at step {max(proposal.evaluations)}: {result}"
 
     def _go_on(self, proposal: Proposal) -> None:
         """Train a proposal up to its next cut."""
@@ -165,16 +167,16 @@ class Proposals:
         self.study.enqueue_trial(proposal.values)
         return self.study.ask(self.space)
 
-    def _replay(self, proposal: Proposal) -> None:
-        """Let Optuna know a proposal that ended before, and what it came to at the cuts."""
-        asked = self._ask_for(proposal)
-        evaluations = proposal.evaluations
+    def _is_hopeless(self, proposal: Proposal, asked: optuna.Trial) -> bool:
+        """Report what a proposal came to at the cuts it has passed; return what ASHA says to it."""
+        evaluations, hopeless = proposal.evaluations, False
         for cut in self.cuts:
-            step = next((step for step in evaluations if step >= cut), None)
-            if step is not None:
+            step = next((step for step in evaluations if step >= cut), 0)
+            if step > proposal.reported:
                 asked.report(evaluations[step], step)
-                asked.should_prune()  # remembers it
-        self._tell(proposal, asked)
+                hopeless = asked.should_prune()
+                proposal.reported = step
+        return hopeless
 
     def _tell(self, proposal: Proposal, asked: optuna.Trial) -> None:
         """Tell Optuna how a proposal ended."""

@@ -133,7 +133,12 @@ class Training:
         while self.running:
             if stop.number and not stopping:
                 stopping = True
-                log(f"Stopping: {len(self.running)} running trials save their states")
+                states = (
+                    "trial saves its state"
+                    if len(self.running) == 1
+                    else "trials save their states"
+                )
+                log(f"Stopping: {len(self.running)} running {states}")
                 for reference in self.running:
                     ray.cancel(reference)
             ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS)
