@@ -1,5 +1,6 @@
 """What the tests of sweeps share: a sweep's processes, and what it leaves."""
 
+import contextlib
 import csv
 import json
 import subprocess
@@ -53,13 +54,22 @@ def rows_of(folder):
         return {row["folder"].removesuffix("-log"): row for row in csv.DictReader(file)}
 
 
-def workers(process):
-    """The worker processes of a sweep that train: Ray names each after what it does."""
+def tree(process):
+    """The processes that a process has started, and those that they have."""
     try:
-        family = psutil.Process(process.pid).children(recursive=True)
-        return [member for member in family if "ray::train" in " ".join(member.cmdline())]
+        return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def workers(process):
+    """The worker processes of a sweep that train: Ray names each after what it does."""
+    found = []
+    for member in tree(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::train" in " ".join(member.cmdline()):
+                found.append(member)
+    return found
 
 
 def leave(folder, trial, *averages, finished=True):

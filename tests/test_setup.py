@@ -48,8 +48,8 @@ def test_every_requirement_is_used_and_every_import_required():
         for path in ROOT.glob("requirements*.txt")
         for line in pins(path.name)
     }
-    # ruff is a program, pytest-xdist is pytest's, and pyarrow is Ray Tune's.
-    needed = {NAMES.get(name, name) for name in pinned} - {"ruff", "pytest_xdist", "pyarrow"}
+    # ruff is a program, and pytest-xdist is pytest's.
+    needed = {NAMES.get(name, name) for name in pinned} - {"ruff", "pytest_xdist"}
     assert needed == (imported | set(lazy)) - own - set(sys.stdlib_module_names)
 
 

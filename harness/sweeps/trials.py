@@ -162,19 +162,22 @@ class Training:
         """Take in the end of a job: it is done, or to be retried, or has failed."""
         job = self.running.pop(reference)
         del self.table.running[job.trial.name]
+        finished, failure = False, None
         try:
-            finished, failed = ray.get(reference), False
-        except ray.exceptions.RayError:  # run.py's failure, a crash, a node that is lost
-            finished, failed = False, True
+            finished = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            failure = str(error.cause)
+        except ray.exceptions.RayError as error:  # a crash, a node that is lost
+            failure = type(error).__name__
         if self.sweep.stop.number and not finished:
             return
-        if failed and job.retries:
-            log(f"Retrying {job.trial.name}")
+        if failure and job.retries:
+            log(f"Retrying {job.trial.name}: {failure}")
             self.retried.append(Job(job.trial, job.pause, job.retries - 1))
             return
-        if failed:
+        if failure:
             self.failed.add(job.trial.name)
-        line = self.plan.take_in(job.trial, failed)
+        line = self.plan.take_in(job.trial, bool(failure))
         if line:
             self.table.ended += 1
             log(f"{self.table.ended}/{self.plan.count} {line}")
