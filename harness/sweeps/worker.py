@@ -99,7 +99,7 @@ def run_program(
         shutil.rmtree(folder / trial.log_folder, ignore_errors=True)
         arguments = ["--name", trial.name, "--seed", str(trial.seed), *trial.arguments]
     with (
-        contextlib.chdir(folder),
+        inside(folder),
         output_to(folder / f"{trial.name}.txt", "a" if resumed else "w"),
         command_line([str(PROJECT / "run.py"), *arguments]),
     ):
@@ -118,6 +118,18 @@ def can_be_resumed(log_folder: Path) -> bool:
         return unseal((log_folder / STATE_FILE).read_bytes()) is not None
     except (OSError, ValueError):
         return False
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in a folder. Ray may have replaced the one that its worker comes from."""
+    former = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(folder)
+        yield
+    finally:
+        os.fchdir(former)
+        os.close(former)
 
 
 @contextlib.contextmanager
