@@ -243,4 +243,4 @@ def test_a_worker_trains_the_same_bits_as_run_py_whatever_it_trained_before(here
         weights_in(mine), weights_in(here / "whole-log" / "whole-900.h5"), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    assert "Watch it:" in read(here / f"{TRIAL.name}.txt")
+    assert "900 steps in " in read(here / f"{TRIAL.name}.txt")
