@@ -26,8 +26,8 @@ WIDE = "--search 5 --learning-rate 0.0001:0.01 --n-step 1:20 --gamma 0.9:0.99 "
 WIDE += "--hidden 32,32 64,64 --epsilon 0.1"
 BAD = "1e-09"  # a learning rate that learns nothing
 SPACE = f"--learning-rate {BAD} 0.01 --gamma 0.9:0.95"
-RUNS = "--env conftest:Corridor-v0 --epsilon 0.5 --target-update-every 100 --max-steps 6000 "
-RUNS += "--train-start 100 --eval-every 600 --eval-steps 200 --snapshot-every 600"
+RUNS = "--env conftest:Corridor-v0 --epsilon 0.5 --target-update-every 100 --max-steps 9000 "
+RUNS += "--train-start 100 --eval-every 900 --eval-steps 200 --snapshot-every 300"
 SEARCH = f"--search 4 --seeds 2 --confirm 1 --confirm-seeds 7,8 --jobs 1 --name s {SPACE} {RUNS}"
 
 
@@ -93,10 +93,10 @@ def test_what_asha_stopped_has_its_state_and_its_row(story):
     stopped = [row for row in story.rows.values() if row["status"] == "stopped early"]
     assert stopped and {row["learning_rate"] for row in stopped} == {BAD}
     for row in stopped:
-        assert int(row["step"]) in (1800, 3600) and row["episode_return_avg"]
+        assert int(row["step"]) in (2700, 5400) and row["episode_return_avg"]
         assert not is_finished(story.folder / row["folder"])
         assert (story.folder / row["folder"] / "state.npz").exists()
-    saved = 1 - sum(trained_steps(story)) / (4 * 2 * 6000)
+    saved = 1 - sum(trained_steps(story)) / (4 * 2 * 9000)
     line = f"ASHA stopped {len(stopped) // 2} of 4 proposals early: .* {saved:.0%} saved"
     assert re.search(line, story.second.out)
     assert (story.folder / "search.png").read_bytes().startswith(b"\x89PNG")
