@@ -4,82 +4,102 @@ The last lines compare with Stable-Baselines3, where it is installed (requiremen
 the same environment, network, batch and buffer, one fit after every step, taken in turns.
 """
 
+import contextlib
 import io
+import os
+import signal
+import sys
 import tempfile
 import time
-from contextlib import redirect_stdout
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
+
+    check_requirements("bench.py")
+
+import numpy as np
+
 import run
-from harness.arguments import MANY, Parser, parse_threads, whole
 from harness.backend import start_tensorflow
+from harness.environments import make_environment
 from harness.errors import UsageError
+from harness.flags import Flag, Parser, Use
+from harness.network import FlatModel
 from harness.settings import training_settings
+from harness.terminal import StopSignal, start_program
 from replay_buffer import ReplayBuffer
 
-STEPS = 1000  # of a turn
-SETTINGS = {"seed": 1, "train_start": 100, "eval_every": 0}
-SETTINGS |= {"log_every": MANY, "snapshot_every": MANY}
-SIZES = "hidden", "batch_size", "buffer_size", "n_step", "max_repeat"
+STEPS = 3000  # of a turn
+WARM_STEPS = 1000  # of them; TensorFlow compiles in these
+SIZES = ("hidden", "batch_size", "buffer_size", "n_step", "max_repeat", "ema_momentum")
 
 
-class Turns:
-    """Stands in for the StopSignal that `run.train` asks once a step, and so times its real loop.
+def time_parts(settings: Namespace, turns: int, stop: StopSignal) -> dict[str, float]:
+    """The median time of each part of a training step, alone and warm, in µs."""
+    env = make_environment(settings.env)
+    keras_model = run.create_model(env, settings.hidden, ema_momentum=settings.ema_momentum)
+    model = FlatModel(keras_model, keras_model.optimizer)
+    fit = run.compile_fit_and_predict(model, FlatModel(keras_model), settings.batch_size)
+    rng = np.random.default_rng(1)
+    exploration = run.Exploration(settings, rng)
+    buffer = ReplayBuffer(
+        settings.buffer_size, env.observation_size, settings.gamma, settings.n_step, rng
+    )
+    observation, _ = env.reset(seed=1)
+    q_values = run.q_function(model.get_weights(), observation)
 
-    After each turn the peer, if there is one, takes its own. The first turn doesn't count: in it,
-    TensorFlow compiles.
-    """
+    def step_environment() -> None:
+        *_, terminated, truncated, _ = env.step(1)
+        if terminated or truncated:
+            env.reset()
 
-    def __init__(self, turns, peer):
-        self.ours, self.theirs, self.answers = [], [], self.take(turns, peer)
+    def store() -> None:
+        buffer.add(observation, 1, -1.0, observation, False, False)
 
-    @property
-    def number(self):
-        """0 to train on, 1 to stop."""
-        return next(self.answers)
-
-    def take(self, turns, peer):
-        """Yield an answer before each step."""
-        for turn in range(turns + 1):
-            start = time.perf_counter()
-            yield from [0] * STEPS
-            end = time.perf_counter()
-            if peer:
-                peer(STEPS)
-            if turn:
-                self.ours.append((end - start) / STEPS)
-                self.theirs.append((time.perf_counter() - end) / STEPS)
-        yield 1
-
-
-def timed(function, seconds):
-    """A function that does the same, and adds what each call took to a list of seconds."""
-
-    def timed_function(*args):
-        start = time.perf_counter()
-        result = function(*args)
-        seconds.append(time.perf_counter() - start)
-        return result
-
-    return timed_function
-
-
-def time_parts():
-    """From now on, time each part of a training step; what they take, a dict of lists."""
-    from gym.wrappers import TimeLimit
-
-    seconds = {name: [] for name in ("act", "environment step", "store", "sample", "fit")}
-    compile_fit = run.compile_fit_and_predict
-    run.exploring_action = timed(run.exploring_action, seconds["act"])
-    TimeLimit.step = timed(TimeLimit.step, seconds["environment step"])
-    ReplayBuffer.add = timed(ReplayBuffer.add, seconds["store"])
-    ReplayBuffer.sample = timed(ReplayBuffer.sample, seconds["sample"])
-    run.compile_fit_and_predict = lambda *args: timed(compile_fit(*args), seconds["fit"])
-    return seconds
+    while len(buffer) < settings.batch_size:
+        store()
+    batch = buffer.sample(settings.batch_size)
+    parts: dict[str, Callable[[], object]] = {
+        "act": lambda: exploration.action(q_values, 1),
+        "environment step": step_environment,
+        "store": store,
+        "sample": lambda: buffer.sample(settings.batch_size),
+        "fit and predict": lambda: fit(batch, observation),
+    }
+    microseconds = {}
+    for name, part in parts.items():
+        part()
+        times = []
+        for _ in range(turns):
+            if stop.number:
+                return {}
+            started = time.perf_counter()
+            for _ in range(WARM_STEPS):
+                part()
+            times.append((time.perf_counter() - started) / WARM_STEPS * 1e6)
+        microseconds[name] = median(times)
+    return microseconds
 
 
-def stable_baselines(settings):
+def run_points(settings: Namespace, stop: StopSignal) -> list[float]:
+    """What a step of a real run takes in µs, episode by episode, as its own plots tell it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run.train(settings, Path(folder), stop)
+        if stop.number:
+            return []
+        points = EventAccumulator(folder).Reload().Scalars("steps_per_second")
+    return [1e6 / point.value for point in points if point.step > WARM_STEPS]
+
+
+def stable_baselines(settings: Namespace) -> Callable[[int], object] | None:
     """A function that trains Stable-Baselines3's DQN for some steps; None without it."""
     try:
         import gymnasium
@@ -103,36 +123,58 @@ def stable_baselines(settings):
     return lambda steps: model.learn(steps, reset_num_timesteps=False)
 
 
-def main():
-    """Measure and print."""
-    parser = Parser(prog="bench.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=whole(1, 1000), default=9, metavar="N", help="default 9")
-    parser.add_argument("--threads", type=parse_threads, metavar="N", help="default 1")
-    parser.add_argument("--preset", choices=run.PRESETS, help="default tutorial")
-    parser.add_hyperparameters({name: run.HYPERPARAMETERS[name] for name in SIZES})
-    given = vars(parser.parse_args())
-    turns = given.pop("turns")
-    try:
-        given |= SETTINGS | {"max_steps": STEPS * (turns + 1) + 1}
-        settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
-    except UsageError as error:
-        parser.error(str(error))
+def measure(settings: Namespace, turns: int, stop: StopSignal) -> None:
+    """Take the turns, and print what they took, unless they are stopped."""
     start_tensorflow(settings.threads, settings.seed)
-    seconds, peer = time_parts(), stable_baselines(settings)
-    stop = Turns(turns, peer)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        run.train(settings, Path(folder), stop)
-    seconds["whole step"] = stop.ours
-    figures = {f"{name} (µs)": median(times) * 1e6 for name, times in seconds.items()}
-    figures["steps per second"] = 1 / median(stop.ours)
-    if peer:
-        figures["Stable-Baselines3's step (µs)"] = median(stop.theirs) * 1e6
-        figures["ratio"] = median(stop.theirs) / median(stop.ours)
+    peer = stable_baselines(settings)
+    ours, theirs = [], []
+    for _ in range(turns):
+        points = run_points(settings, stop)
+        if stop.number:
+            return
+        ours.append(median(points))
+        if peer:
+            started = time.perf_counter()
+            peer(STEPS)
+            theirs.append((time.perf_counter() - started) / STEPS * 1e6)
+    figures = time_parts(settings, turns, stop)
+    if stop.number:
+        return
+    figures["whole step"] = median(ours)
+    if theirs:
+        figures["Stable-Baselines3's step"] = median(theirs)
+    for name, figure in figures.items():
+        print(f"{name:30} {figure:9.2f} µs")
+    print(f"{'steps per second':30} {1e6 / median(ours):9.0f}")
+    if theirs:
+        ratio = median(their / our for our, their in zip(ours, theirs, strict=True))
+        print(f"{'ratio':30} {ratio:9.2f}")
     else:
         print("to compare with Stable-Baselines3: pip install -r requirements-bench.txt")
-    for name, figure in figures.items():
-        print(f"{name:30} {figure:9.2f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print; return the exit status."""
+    start_program()
+    parser = Parser(
+        prog="bench.py", description="Measure how long a training step takes, part by part."
+    )
+    turns_flag = Flag(9, 1, 1000, "")
+    parser.add_argument("--turns", type=turns_flag.parse, default=9, metavar="N", help="default 9")
+    names = ("threads", "preset", *SIZES)
+    parser.add_flags({name: run.ALL_FLAGS[name] for name in names}, Use.TRAIN)
+    given = parser.parse(argv)
+    turns = given.pop("turns")
+    given |= {"seed": 1, "max_steps": STEPS, "train_start": 500, "eval_every": 0, "log_every": 1}
+    given["snapshot_every"] = 0
+    try:
+        settings = training_settings(given, run.ALL_FLAGS, run.PRESETS)
+    except UsageError as error:
+        parser.error(str(error))
+    with StopSignal() as stop:
+        measure(settings, turns, stop)
+    return stop.exit_status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,11 +6,21 @@ import os
 import socket
 import textwrap
 import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from harness.errors import reason
+from harness.state import Episode
 from harness.terminal import log
+from harness.whole_files import attempt, write_file
+
+EVENTS_VERSION = "brain.Event:2"
+# TensorBoard keeps the first hyperparameters that it reads of a run. They have a file of their
+# own, which its name puts first, so that a run that is resumed with more steps can replace them.
+HPARAMS_FILE = "events.out.tfevents.0.hparams"
 
 
 class TensorBoardLogger:
@@ -19,50 +29,70 @@ class TensorBoardLogger:
     TensorBoard follows the file live; its own writer marks restarts and outlives a full disk.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         # Imported here since they import TensorFlow, which --help must not wait for.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._session = event_pb2.Event, event_pb2.SessionLog
+        self._event = event_pb2.Event
+        self._session = event_pb2.SessionLog
         self._summary = summary_pb2.Summary
+        self._folder = folder
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
-        self._open = lambda: RecordWriter(open(self._path, "ab"))
-        self._records = None
+        self._writer = RecordWriter
+        self._records: RecordWriter | None = None
         self._working = True
 
-    def log_start(self, first_step, configuration, hyperparameters):
+    def log_start(
+        self, first_step: int, configuration: dict[str, Any], hyperparameters: Iterable[str]
+    ) -> None:
         """Begin the events of a run, or of a resumed one from `first_step` on.
 
         Args:
-            configuration: dict, shown in the TEXT tab.
+            configuration: dict that JSON can hold, shown in the TEXT tab.
             hyperparameters: names of its values to show in the HPARAMS tab, which puts those
                 first that differ between runs, and compares the last points of all plots.
         """
         from tensorboard.plugins.hparams import summary_v2 as hparams
         from tensorboard.plugins.text import summary_v2 as text
 
-        self._write(file_version="brain.Event:2")
+        values = ((name, configuration[name]) for name in hyperparameters)
+        columns = {name: v if isinstance(v, (int, float)) else str(v) for name, v in values}
+
+        def write_hparams(path: Path) -> None:
+            with open(path, "wb") as file:
+                records = self._writer(file)
+                records.write(self._serialized(file_version=EVENTS_VERSION))
+                row = hparams.hparams_pb(columns, trial_id="")  # a row for each run
+                records.write(self._serialized(summary=row))
+                records.flush()
+
+        attempt(write_file, self._folder / HPARAMS_FILE, write_hparams)
+        self._write(file_version=EVENTS_VERSION)
         # Points from here on replace those of a run that was killed further on.
         self._write(step=first_step, session_log=self._session(status="START"))
         code = textwrap.indent(json.dumps(configuration, indent=2), "    ")  # in Markdown
         self._write(summary=text.text_pb("configuration", code))
-        values = ((name, configuration[name]) for name in hyperparameters)
-        columns = {name: v if isinstance(v, (int, float)) else str(v) for name, v in values}
-        self._write(summary=hparams.hparams_pb(columns, trial_id=""))  # a row for each run
 
-    def log_episode(self, episode, step, loss):
-        """Print the line of an episode that ended at `step`, and add it to the plots."""
+    def log_episode(self, episode: Episode, step: int, loss: float) -> None:
+        """Print the line of an episode that ended at `step`, and add it to the plots.
+
+        Args:
+            loss: of the last batch; NaN before learning has begun.
+        """
         memory = psutil.virtual_memory()
-        used, total = memory.used / 2**30, memory.total / 2**30
-        steps, seconds = len(episode.actions), episode.seconds
-        shown = "" if math.isnan(loss) else f"loss {loss:.7f} "
-        log(
-            f"episode {episode.number} steps {steps}/{step} {shown}"
-            f"return {episode.episode_return:.1f} in {seconds:.2f}s {steps / seconds:.1f} steps/s "
-            f"{used:.1f}/{total:.1f} GB RAM"
-        )
+        used = memory.used / 2**30
+        total = memory.total / 2**30
+        steps = len(episode.actions)
+        seconds = episode.seconds
+        line = f"episode {episode.number} steps {steps}/{step} "
+        if not math.isnan(loss):
+            line += f"loss {loss:.7f} "
+        line += f"return {episode.episode_return:.1f}"
+        rate = f"{steps / seconds:.1f} steps/s"
+        timed = f"{line} in {seconds:.2f}s {rate}"
+        log(f"{timed} {used:.1f}/{total:.1f} GB RAM", timed, f"{line} {rate}", line)
         self.log_scalars(
             step,
             episode_return=episode.episode_return,
@@ -73,19 +103,28 @@ class TensorBoardLogger:
             loss=loss,
         )
 
-    def log_evaluation(self, episode_number, step, episode_return_avg, avg_max_q_value):
+    def log_running_episode(self, episode: Episode, step: int, loss: float) -> None:
+        """Print where a run is whose episode doesn't end; the arguments are `log_episode`'s."""
+        steps, seconds = len(episode.actions), episode.seconds
+        line = f"episode {episode.number} steps {steps}/{step} "
+        if not math.isnan(loss):
+            line += f"loss {loss:.7f} "
+        line += f"return {episode.episode_return:.1f} so far"
+        log(f"{line}, {steps / seconds:.1f} steps/s", line)
+
+    def log_evaluation(
+        self, episode_number: int, step: int, episode_return_avg: float, avg_max_q_value: float
+    ) -> None:
         """Print the line of an evaluation, and add it to the plots."""
         log(
             f"episode {episode_number} step {step} episode_return_avg {episode_return_avg:.3f} "
             f"avg_max_q_value {avg_max_q_value:.3f}"
         )
-        if math.isnan(episode_return_avg):
-            log("warning: that evaluation completed no episode; try a larger --eval-steps")
         self.log_scalars(
             step, episode_return_avg=episode_return_avg, avg_max_q_value=avg_max_q_value
         )
 
-    def log_scalars(self, step, **scalars):
+    def log_scalars(self, step: int, **scalars: float) -> None:
         """Add one point to each named plot; NaN, what isn't known yet, is left out."""
         values = [
             self._summary.Value(tag=tag, simple_value=value)
@@ -94,7 +133,7 @@ class TensorBoardLogger:
         ]
         self._write(step=step, summary=self._summary(value=values))
 
-    def log_images(self, step, size, images):
+    def log_images(self, step: int, size: tuple[int, int], images: dict[str, bytes]) -> None:
         """Add images of one size (width, height), a dict of PNG files, to the IMAGES tab."""
         width, height = size
         for tag, png in images.items():
@@ -102,7 +141,7 @@ class TensorBoardLogger:
             value = self._summary.Value(tag=tag, image=image)
             self._write(step=step, summary=self._summary(value=[value]))
 
-    def close(self):
+    def close(self) -> None:
         """Close the events file."""
         try:
             if self._records:
@@ -110,17 +149,22 @@ class TensorBoardLogger:
         except OSError as error:
             self._warn(error)
 
-    def _write(self, **fields):
-        event = self._event(wall_time=time.time(), **fields)
+    def _serialized(self, **fields: Any) -> bytes:
+        event: bytes = self._event(wall_time=time.time(), **fields).SerializeToString()
+        return event
+
+    def _write(self, **fields: Any) -> None:
+        event = self._serialized(**fields)
         try:
-            self._records = self._records or self._open()
-            self._records.write(event.SerializeToString())
+            if not self._records:
+                self._records = self._writer(open(self._path, "ab"))
+            self._records.write(event)
             self._records.flush()
             self._working = True
         except OSError as error:
             self._warn(error)
 
-    def _warn(self, error):
+    def _warn(self, error: OSError) -> None:
         if self._working:  # once, not at every line
             log(f"warning: can't write {self._path}: {reason(error)}; training goes on")
         self._working = False

@@ -2,8 +2,11 @@
 
 from collections import deque
 from operator import mul
+from typing import Any
 
 import numpy as np
+
+from harness.arrays import Array, Arrays
 
 
 class ReplayBuffer:
@@ -25,28 +28,50 @@ class ReplayBuffer:
     truncation bootstraps from the episode's last observation.
     """
 
-    def __init__(self, size, observation_size, gamma, n_step=1, seed=None):
-        self.rows = np.zeros((size, row_width(observation_size)), np.float32)
-        columns = split_columns(self.rows, observation_size)
-        self.observations, self.actions, self.rewards, self.next_observations, self.discounts = (
-            columns
-        )
+    def __init__(
+        self,
+        size: int,
+        observation_size: int,
+        gamma: float,
+        n_step: int = 1,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.rows: Array = np.zeros((size, row_width(observation_size)), np.float32)
+        (
+            self.observations,
+            self.actions,
+            self.rewards,
+            self.next_observations,
+            self.discounts,
+        ) = split_columns(self.rows, observation_size)
         self.n_step = n_step
         self.powers = [gamma**k for k in range(n_step + 1)]
         # Of the running episode's last steps, whose rewards to come aren't known yet.
-        self.pending = deque()
-        self.pending_rewards = deque()
-        self.rng = np.random.default_rng(seed)
+        self.pending: deque[tuple[Array, int]] = deque()
+        self.pending_rewards: deque[float] = deque()
+        self.rng = rng or np.random.default_rng()
         self.next_row = 0
         self.length = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def add(self, observation, action, reward, next_observation, terminated, truncated):
-        """Take in one step; what it completes replaces the oldest transitions, O(n_step)."""
+    def add(
+        self,
+        observation: Array,
+        action: int,
+        reward: float,
+        next_observation: Array,
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        """Take in one step; what it completes replaces the oldest transitions, O(n_step).
+
+        The observations, (observation_size,), must not be changed later: they are kept until the
+        transition is complete.
+        """
         self.pending.append((observation, action))
-        self.pending_rewards.append(float(reward))
+        self.pending_rewards.append(reward)
         episode_ended = terminated or truncated
         while self.pending and (episode_ended or len(self.pending) == self.n_step):
             row = self.next_row
@@ -58,11 +83,16 @@ class ReplayBuffer:
             self.next_row = (row + 1) % len(self.rows)
             self.length = max(self.length, row + 1)
 
-    def sample(self, batch_size):
+    def forget_pending(self) -> None:
+        """Drop the steps of an episode that will not go on."""
+        self.pending.clear()
+        self.pending_rewards.clear()
+
+    def sample(self, batch_size: int) -> Array:
         """Draw transitions uniformly with replacement, O(batch_size).
 
         Returns:
-            float32 array (batch_size, row_width), a copy; `split_columns` names its columns.
+            float32 (batch_size, row_width), a copy; `split_columns` names its columns.
 
         Raises:
             ValueError: if the buffer is empty.
@@ -73,16 +103,16 @@ class ReplayBuffer:
         rows = (self.rng.random(batch_size) * self.length).astype(np.intp)
         return self.rows.take(rows, axis=0)
 
-    def draw_observations(self, count, seed):
-        """Draw observations with a generator of their own, so that `sample` isn't disturbed.
+    def draw_observations(self, count: int, rng: np.random.Generator) -> Array:
+        """Draw observations with another generator, so that `sample` isn't disturbed.
 
         Returns:
-            float32 array (count, observation_size), a copy.
+            float32 (count, observation_size), a copy.
         """
-        return self.observations[np.random.default_rng(seed).integers(self.length, size=count)]
+        return self.observations[rng.integers(self.length, size=count)]
 
-    def get_state(self):
-        """All that `set_state` needs to go on just as this buffer would, as a dict of arrays."""
+    def get_state(self) -> Arrays:
+        """All that `set_state` needs to go on just as this buffer would."""
         return {
             "rows": self.rows[: self.length],
             "next_row": np.array(self.next_row),
@@ -91,7 +121,7 @@ class ReplayBuffer:
             "pending_rewards": np.array(self.pending_rewards),
         }
 
-    def set_state(self, state):
+    def set_state(self, state: Arrays) -> None:
         """Take over what `get_state` returned; ValueError if a buffer like this one never did."""
         rows, next_row = state["rows"], int(state["next_row"])
         observations = state["pending_observations"].astype(np.float32)
@@ -114,12 +144,12 @@ class ReplayBuffer:
         self.pending_rewards = deque(rewards)
 
 
-def row_width(observation_size):
+def row_width(observation_size: int) -> int:
     """How many float32 numbers a transition takes."""
     return 2 * observation_size + 3
 
 
-def split_columns(rows, observation_size):
+def split_columns(rows: Any, observation_size: int) -> tuple[Any, Any, Any, Any, Any]:
     """Views of the columns of `rows`, (n, row_width), in NumPy or TensorFlow: see ReplayBuffer."""
     n = observation_size
     return rows[:, :n], rows[:, n], rows[:, n + 1], rows[:, n + 2 : -1], rows[:, -1]

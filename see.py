@@ -6,16 +6,22 @@ import sys
 
 if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
 
-from harness.arguments import ENVIRONMENT, Parser, add_playing_flags, whole
-from harness.errors import UsageError
-from harness.terminal import StopSignal
+    check_requirements("see.py", ("numpy", "gym", "pygame", "pillow", "tqdm"))
+
+from argparse import Namespace
+
+from harness.errors import EnvironmentFault, UsageError, report_crash
+from harness.flags import FLAGS, Parser, Use
+from harness.settings import changes, defaults
+from harness.terminal import StopSignal, start_program
 from harness.viewer import watching
 
 EPISODES = 5
 
 
-def play(settings, stop):
+def play(settings: Namespace, stop: StopSignal) -> None:
     """Play `settings.episodes` episodes with random actions."""
     with watching(settings, stop) as env:
         for _ in range(settings.episodes):
@@ -26,18 +32,22 @@ def play(settings, stop):
                 _observation, _reward, terminated, truncated, _ = env.step(action)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Play as the command line says; return the exit status."""
-    stop = StopSignal()
+    start_program()
     parser = Parser(prog="see.py", description=__doc__)
-    parser.add_argument("--env", default=ENVIRONMENT, metavar="ID", help=f"default {ENVIRONMENT}")
-    parser.add_argument("--seed", type=whole(0, 2**31 - 1), metavar="N", help="default: random")
-    add_playing_flags(parser, f"{EPISODES}, or 1 for --gif and --images")
-    settings = parser.parse_args(argv)
-    if "episodes" not in settings:
-        settings.episodes = 1 if "gif" in settings or "images" in settings else EPISODES
+    parser.add_flags(FLAGS, Use.SEE)
+    given = parser.parse(argv)
+    few = "gif" in given or "images" in given
+    standard = defaults(FLAGS, Use.SEE) | {"episodes": 1 if few else EPISODES, "eval": False}
     try:
-        play(settings, stop)
+        if "set" in given:
+            given["set"] = changes(given["set"])
+        with StopSignal() as stop:
+            play(Namespace(**standard | given), stop)
+    except EnvironmentFault as error:
+        report_crash("see.py", error)
+        return 1
     except UsageError as error:
         print(f"see.py: error: {error}", file=sys.stderr)
         return 2

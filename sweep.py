@@ -9,127 +9,161 @@ python sweep.py --resume NAME-sweep --seeds 0-19
 import contextlib
 import importlib.util
 import json
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from harness.requirements import check_requirements
+
+    check_requirements("sweep.py")
 
 import run
-from harness.arguments import ENVIRONMENT, Parser, flag, parse_change, parse_return, whole
-from harness.errors import UsageError
-from harness.log_folder import create_log_folder, locked
-from harness.state import VERSION
+from harness.errors import EnvironmentFault, UsageError, report_crash
+from harness.flags import Flag, Parser, Use, flag
+from harness.log_folder import create_log_folder, find_log_folder, locked
+from harness.state import VERSION as STATE_VERSION
 from harness.sweeps.cluster import ray_options, start_ray
-from harness.sweeps.grid import combinations, make_trials, parse_seeds
-from harness.sweeps.space import RangeOrValue, plan_search, refuse_ranges
-from harness.terminal import StopSignal, command, log
+from harness.sweeps.grid import Trial, combinations, make_trials, parse_seeds
+from harness.sweeps.space import RangeOrValue, Search, plan_search, refuse_ranges
+from harness.terminal import StopSignal, command, log, start_program
 from harness.whole_files import write_json
 
 SEEDS, SEARCH_SEEDS = range(10), range(3)
 BEST = 3  # proposals to confirm
 PRESET = {"preset": ["tutorial"]}
 SWEEP_FILE = "sweep.json"
+VERSION = [STATE_VERSION, 2]  # of the runs' states; of this file and the runs' names
 RESUMING = {"resume", "seeds", "jobs", "address"}
 OF_THE_SWEEP = {"name", *RESUMING}
 OF_A_SEARCH = {"search", "confirm", "confirm_seeds"}
 PACKAGES = ("ray", "optuna", "pandas", "scipy", "matplotlib", "rich")  # imported late
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str]) -> dict[str, Any]:
     """The flags that were given, as a dict; a mistake prints one line and exits with 2."""
-    parser = Parser(prog="sweep.py", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="sweep.py", description="Train many runs in parallel, and compare them.")
     sweep = parser.add_argument_group("the sweep")
-    seeds_help = "how many, or which: 20, 0-9 or 1,2,5-9 (default 10, or 3 for each proposal of a "
-    seeds_help += "search); with --resume: add these"
+    seeds_help = (
+        "how many, or which: 20, 0-9 or 1,2,5-9 (default 10, or 3 for each proposal of a search); "
+        "with --resume: add these"
+    )
     sweep.add_argument("--seeds", type=parse_seeds, metavar="N", help=seeds_help)
     sweep.add_argument("--name", help="of the sweep and its folder NAME-sweep (default: the date)")
-    sweep.add_argument("--resume", type=Path, metavar="NAME-sweep", help="run what is missing")
-    jobs_help = "runs, or proposals of a search, at a time (default: as many as there are cores)"
-    sweep.add_argument("--jobs", type=whole(1, 1024), metavar="N", help=jobs_help)
+    sweep.add_argument("--resume", metavar="NAME-sweep", help="run what is missing")
+    jobs_help = "runs at a time (default: as many as there are cores)"
+    sweep.add_argument("--jobs", type=Flag(1, 1, 1024, "").parse, metavar="N", help=jobs_help)
     sweep.add_argument("--address", help="of a running Ray cluster: auto, or HOST:PORT")
     search = parser.add_argument_group("a search")
     search_help = "try N proposals within ranges A:B, or among the values given"
-    search.add_argument("--search", type=whole(1, 10**6), metavar="N", help=search_help)
+    search.add_argument("--search", type=Flag(1, 1, 10**6, "").parse, metavar="N", help=search_help)
     confirm_help = f"best proposals to train again on fresh seeds (default {BEST})"
-    search.add_argument("--confirm", type=whole(1, 1000), metavar="N", help=confirm_help)
+    search.add_argument(
+        "--confirm", type=Flag(1, 1, 1000, "").parse, metavar="N", help=confirm_help
+    )
     fresh_help = "seeds to confirm on (default: the ten after those of the search)"
     search.add_argument("--confirm-seeds", type=parse_seeds, metavar="N", help=fresh_help)
-    runs = parser.add_argument_group("the runs (give several values to compare them)")
-    runs.add_argument("--preset", nargs="+", choices=run.PRESETS, help="default tutorial")
-    env_help = f"gym environment (default {ENVIRONMENT})"
-    runs.add_argument("--env", nargs="+", metavar="ID", help=env_help)
-    set_options = {"nargs": "+", "action": "append", "metavar": "NAME=VALUE"}
-    set_help = "change a number of the environment; repeat --set to change another one too"
-    runs.add_argument("--set", type=parse_change, help=set_help, **set_options)
-    runs.add_argument("--until", type=parse_return, nargs="+", metavar="RETURN", help="as run.py's")
-    table = {name: RangeOrValue(*row) for name, row in run.HYPERPARAMETERS.items()}
-    parser.add_hyperparameters(table, nargs="+")
-    return vars(parser.parse_args(argv))
+    ranges = {
+        name: RangeOrValue(**vars(known)) if known.type in (int, float, tuple) else known
+        for name, known in run.ALL_FLAGS.items()
+    }
+    parser.add_flags(ranges, Use.SWEEP, several=True)
+    return parser.parse(argv)
 
 
-def load_sweep(folder):
+def load_sweep(folder: Path) -> tuple[list[str], list[int]]:
     """The command line and the seeds of a sweep to resume; UsageError if they can't be read."""
     path = folder / SWEEP_FILE
+    if not path.exists():
+        raise UsageError(f"--resume: {folder} isn't the folder of a sweep: it has no {SWEEP_FILE}")
     with contextlib.suppress(LookupError, OSError, TypeError, ValueError):
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["version"] == VERSION:
             return saved["arguments"], saved["seeds"]
-    raise UsageError(f"--resume: {path} is missing, damaged or of another version of this program")
+    raise UsageError(f"--resume: {path} is damaged or of another version of this program")
 
 
-def plan(argv, seeds=None):
-    """What a command line asks for: the Search or None, and the trials of a grid.
+def plan(asked: dict[str, Any], seeds: Sequence[int] | None = None) -> Search | list[Trial]:
+    """What flags ask for: a Search, or the trials of a grid.
 
-    UsageError is raised if it can't be done.
+    Args:
+        asked: what `parse_arguments` returned.
+        seeds: instead of those asked for.
+
+    Raises:
+        UsageError: if it can't be done.
     """
-    asked = parse_arguments(argv)
     seeds = seeds or asked.get("seeds")
     given = {k: v for k, v in asked.items() if k not in OF_THE_SWEEP | OF_A_SEARCH}
-    tables = run.HYPERPARAMETERS, run.PRESETS
+    tables = run.ALL_FLAGS, run.PRESETS
     if "search" in asked:
-        seeds, counts = list(seeds or SEARCH_SEEDS), (asked["search"], asked.get("confirm", BEST))
-        return plan_search(given, tables, counts, seeds, asked.get("confirm_seeds")), []
+        counts = asked["search"], asked.get("confirm", BEST)
+        fresh = asked.get("confirm_seeds")
+        return plan_search(given, tables, counts, list(seeds or SEARCH_SEEDS), fresh)
     for name in OF_A_SEARCH & asked.keys():
         raise UsageError(f"{flag(name)} does nothing without --search")
     refuse_ranges(given)
-    return None, make_trials(combinations(given or PRESET), seeds or SEEDS, *tables)
+    return make_trials(combinations(given or PRESET), seeds or SEEDS, *tables)
 
 
-def sweep(given, argv, stop):
+def sweep(given: dict[str, Any], argv: list[str], stop: StopSignal) -> bool:
     """Run a new sweep, or what is missing of an old one; return whether all trials finished."""
     for package in PACKAGES:
         if not importlib.util.find_spec(package):
             raise UsageError(f"no package {package}: pip install -r requirements-sweep.txt")
-    folder, seeds = given.get("resume"), given.get("seeds")
-    if folder:
+    folder = None
+    if "resume" in given:
         for name in given.keys() - RESUMING:
             raise UsageError(f"{flag(name)}: a resumed sweep keeps what it was started with")
+        folder = find_log_folder(given["resume"], kind="sweep")
         argv, started = load_sweep(folder)
-        seeds = list(dict.fromkeys([*started, *(seeds or ())]))
-    search, trials = plan(argv, seeds)
-    if search and folder and seeds != started:
-        raise UsageError("--seeds: a resumed search keeps its seeds")
+        seeds = list(dict.fromkeys([*started, *given.get("seeds", ())]))
+        planned = plan(parse_arguments(argv), seeds)
+        if isinstance(planned, Search) and seeds != started:
+            raise UsageError(
+                "--seeds: a resumed search keeps its seeds, since its proposals are compared on "
+                "the same ones; start another search with more"
+            )
+    else:
+        planned = plan(given)
     options = ray_options(given.get("address"), given.get("jobs"))
     if not folder:
         folder = create_log_folder(given.get("name"), "sweep")
         log(f"Created {folder}")
     with locked(folder):
-        seeds = search.seeds if search else list(dict.fromkeys(trial.seed for trial in trials))
+        if isinstance(planned, Search):
+            seeds = planned.seeds
+        else:
+            seeds = list(dict.fromkeys(trial.seed for trial in planned))
         write_json(folder / SWEEP_FILE, {"version": VERSION, "arguments": argv, "seeds": seeds})
         start_ray(options)  # before anything imports it
         from harness.sweeps.stages import run_grid, run_search
+        from harness.sweeps.trials import Sweep
 
-        stage = run_search if search else run_grid
-        ended, finished = stage(folder, search or trials, given.get("jobs"), stop)
+        shared = Sweep(run.main, folder, given.get("jobs"), stop)
+        if isinstance(planned, Search):
+            ended, finished = run_search(shared, planned)
+        else:
+            ended, finished = run_grid(shared, planned)
     if not ended:
-        log(f"Stopped, to go on: {command('sweep.py', '--resume', folder)}")
+        log(f"Stopped. Resume with: {command('sweep.py', '--resume', folder)}")
     return finished
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Do what the command line says; return the exit status."""
-    stop = StopSignal()
+    start_program()
     argv = sys.argv[1:] if argv is None else argv
     try:
-        all_finished = sweep(parse_arguments(argv), argv, stop)
+        with StopSignal() as stop:
+            all_finished = sweep(parse_arguments(argv), argv, stop)
+    except EnvironmentFault as error:
+        report_crash("sweep.py", error)
+        return 1
     except UsageError as error:
         print(f"sweep.py: error: {error}", file=sys.stderr)
         return 2

@@ -1,12 +1,15 @@
 """The arrays that the program computes with, and memory that compiled code may read."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 Weights = list[Array]  # a kernel (inputs, units) and a bias (units,) for each layer, in turn
+Arrays = Mapping[str, npt.NDArray[Any]]  # the state of an object
 ALIGNMENT = 64  # bytes
 
 

@@ -3,16 +3,22 @@
 Matplotlib takes a third of a second to import, so import this module only to draw.
 """
 
+import contextlib
 import functools
 import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
+from matplotlib.image import AxesImage, imsave
 
+from harness.arrays import Array
 from harness.environments import MOST_BOUND, names
 
 # TensorBoard shows every picture 350 pixels wide and doesn't smooth when it scales: pictures of
@@ -26,7 +32,15 @@ GRID = 92  # the plots show GRID * GRID states, 2 * 2 pixels each
 COLOURS = ["#0072b2", "#dddddd", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"]
 
 
-def draw_pictures(env, q_function):
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """Inside the `with`, a user's matplotlibrc changes nothing of what is drawn."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def draw_pictures(env: Any, q_function: Callable[[Array], Array]) -> dict[str, bytes]:
     """Draw the value function and the policy over all states of two observed numbers.
 
     Args:
@@ -38,69 +52,113 @@ def draw_pictures(env, q_function):
         state, and `policy`, the action that has it. Empty unless the environment has exactly two
         observed numbers, both bounded, and all the Q values are finite.
     """
-    low, high = np.float64([env.observation_space.low, env.observation_space.high])
+    low = np.asarray(env.observation_space.low, np.float64)
+    high = np.asarray(env.observation_space.high, np.float64)
     if low.shape != (2,) or not ((low > -MOST_BOUND) & (low < high) & (high < MOST_BOUND)).all():
         return {}
     cells = low + (np.arange(GRID)[:, None] + 0.5) / GRID * (high - low)
     states = np.stack(np.meshgrid(*cells.T), axis=-1, dtype=np.float32)
-    q_values = np.float64(q_function(states.reshape(-1, 2))).reshape(GRID, GRID, -1)
+    q_values = np.asarray(q_function(states.reshape(-1, 2)), np.float64).reshape(GRID, GRID, -1)
     if not np.isfinite(q_values).all():
         return {}
     observations, actions = names(env)
-    axes = (low[0], high[0], low[1], high[1]), observations
-    value_plot = empty_plot("largest Q value", *axes)
-    policy_plot = empty_plot("greedy action", *axes, actions)
+    extent = (low[0], high[0], low[1], high[1])
     values = q_values.max(axis=-1)
     levels = np.unique(np.linspace(values.min(), values.max(), 12))
-    return {
-        "value_function": png(*value_plot, values, levels),
-        "policy": png(*policy_plot, q_values.argmax(axis=-1)),
-    }
+    with default_style():
+        value_plot = empty_plot("largest Q value", extent, observations)
+        policy_plot = empty_plot("greedy action", extent, observations, actions)
+        return {
+            "value_function": png(value_plot, values, levels),
+            "policy": png(policy_plot, q_values.argmax(axis=-1)),
+        }
+
+
+class Plot(NamedTuple):
+    """A plot as it is before its values are drawn.
+
+    Attributes:
+        canvas: what Matplotlib draws on.
+        pixels: a copy of the canvas, without the colour bar and the image's values.
+        image: the AxesImage that the values go to.
+    """
+
+    canvas: FigureCanvasAgg
+    pixels: Any
+    image: AxesImage
 
 
 @functools.lru_cache(maxsize=2)  # drawing text is slow, so later evaluations reuse both plots
-def empty_plot(title, extent, axis_names, actions=()):
-    """Draw what stays the same; returns the pixels, and the AxesImage that `png` fills."""
-    figure = Figure(np.divide(SIZE, DPI), dpi=DPI)
+def empty_plot(
+    title: str,
+    extent: tuple[float, float, float, float],
+    axis_names: tuple[str, ...],
+    actions: tuple[str, ...] = (),
+) -> Plot:
+    """Draw what stays the same for all values.
+
+    Args:
+        extent: the least and the largest value of the horizontal axis, then of the vertical one.
+        actions: names beside the colour bar; without them, it has numbers.
+    """
+    width, height = SIZE
+    figure = Figure((width / DPI, height / DPI), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes(np.divide(PLOT, SIZE * 2), title=title)
+    axes = figure.add_axes(shares(PLOT), title=title)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.yaxis.set_label_coords(-0.29, 0.5)
     image = axes.imshow(np.zeros((GRID, GRID)), origin="lower", extent=extent, aspect="auto")
     image.set_interpolation("nearest")  # by default, Matplotlib may blend neighbouring colours
     axes.locator_params(nbins=5)
     axes.ticklabel_format(scilimits=(-3, 4))  # longer numbers would run into the axis label
-    bar_axes = figure.add_axes(np.divide(COLOUR_BAR, SIZE * 2), animated=True)  # left to `png`
+    bar_axes = figure.add_axes(shares(COLOUR_BAR), animated=True)  # left to `png`
     bar = figure.colorbar(image, bar_axes)
     if actions:
         image.set(cmap=action_colours(len(actions)), clim=(-0.5, len(actions) - 0.5))
         ticks = range(0, len(actions), -(-len(actions) // 12))  # there is room for 12 names
         bar.set_ticks(ticks, labels=[actions[tick] for tick in ticks])
     canvas.draw()
-    return canvas.copy_from_bbox(figure.bbox), image
+    return Plot(canvas, canvas.copy_from_bbox(figure.bbox), image)
 
 
-def action_colours(n_actions):
+def shares(box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
+    """A box in pixels as Matplotlib takes it: in shares of a picture's width and height."""
+    left, bottom, box_width, box_height = box
+    width, height = SIZE
+    return left / width, bottom / height, box_width / width, box_height / height
+
+
+def action_colours(n_actions: int) -> Colormap:
     """A colour map of `n_actions` colours."""
     if n_actions > len(COLOURS):
         return colormaps["viridis"].resampled(n_actions)
     return ListedColormap(COLOURS[:n_actions])
 
 
-def png(pixels, image, values, levels=()):
+def png(
+    plot: Plot, values: npt.NDArray[Any], levels: Sequence[float] | npt.NDArray[Any] = ()
+) -> bytes:
     """Fill a plot with (GRID, GRID) values and contour lines at `levels`; returns a PNG file."""
-    axes, bar_axes = image.figure.axes
+    canvas, pixels, image = plot
+    axes, bar_axes = canvas.figure.axes
     image.set_data(values)
     for contours in axes.collections:
         contours.remove()
     if len(levels):
         image.set_clim(levels[0], levels[-1])
     if len(levels) > 2:
-        style = {"colors": "black", "linestyles": "solid", "linewidths": 0.5}
-        axes.contour(values, levels[1:-1], origin="lower", extent=image.get_extent(), **style)
-    image.figure.canvas.restore_region(pixels)
+        axes.contour(
+            values,
+            levels[1:-1],
+            origin="lower",
+            extent=image.get_extent(),
+            colors="black",
+            linestyles="solid",
+            linewidths=0.5,
+        )
+    canvas.restore_region(pixels)
     for artist in (image, *axes.collections, *axes.spines.values(), bar_axes):
         axes.draw_artist(artist)
     content = io.BytesIO()
-    imsave(content, image.figure.canvas.buffer_rgba(), format="png")
+    imsave(content, canvas.buffer_rgba(), format="png")
     return content.getvalue()

@@ -2,9 +2,10 @@
 
 import contextlib
 import tempfile
+from collections.abc import Callable
 
 from harness.errors import TrainingError
-from harness.terminal import log
+from harness.terminal import StopSignal, log
 
 FEW = "--max-steps 3000 --snapshot-every 2500 --eval-every 1500 --eval-steps 600"
 PHASES = (
@@ -16,7 +17,7 @@ PHASES = (
 )
 
 
-def self_check(main, stop):
+def self_check(main: Callable[[list[str], StopSignal], int], stop: StopSignal) -> None:
     """Run `main` for each phase in a temporary folder; TrainingError if one fails."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for phase in PHASES:

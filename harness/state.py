@@ -3,15 +3,36 @@
 import io
 import json
 import math
+from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
+from harness.arrays import Array, Arrays
+from harness.environments import Environment
 from harness.errors import UsageError, usage_error
+from harness.flags import LAST_SEED
 from harness.whole_files import unseal, write_sealed
 
 STATE_FILE = "state.npz"
-VERSION = 2
+VERSION = 3
+
+
+class Part(Protocol):
+    """An object whose state is a dict of arrays."""
+
+    def get_state(self) -> Arrays:
+        """All that `set_state` needs."""
+
+    def set_state(self, state: Arrays) -> None:
+        """Take over what `get_state` returned."""
+
+
+Parts = Mapping[str, Part | np.random.Generator]
 
 
 @dataclass
@@ -24,69 +45,85 @@ class Episode:
     episode_return: float = 0.0
     seconds: float = 0.0
 
-    def replay(self, env):
-        """Bring `env` to where the episode is; return the observation there, float32."""
-        observation, _ = env.reset(seed=self.seed)
-        for action in self.actions:
-            observation, *_ = env.step(action)
-        return np.asarray(observation, np.float32)
+    def add(self, action: int, reward: float) -> None:
+        """Count a step."""
+        self.actions.append(action)
+        self.episode_return += reward
 
 
 @dataclass
 class Progress:
-    """Where a run is: every number of it that its networks, buffer and generators don't hold.
+    """Where a run is: all of it that its networks, buffer and generators don't hold.
 
     Whatever is added here is saved and restored: arrays as arrays, the rest as JSON.
     """
 
     episode: Episode
-    q_values: np.ndarray  # float32 (n_actions,), of the observation that comes next
-    q_validation_observations: np.ndarray  # float32 (n, *observation_shape)
+    observation: np.ndarray  # float32 (observation_size,), the latest
+    q_values: np.ndarray  # float32 (n_actions,), those of the observation
+    q_validation_observations: np.ndarray  # float32 (n, observation_size), n = 0 until drawn
+    command: str  # that started the run
     step: int = 0
     loss: float = math.nan
-    repeated_action: int = 0  # a random one, for so many steps to come
-    repeats_left: int = 0
     best_return: float = -math.inf  # of the completed training episodes
     worst_return: float = math.inf
     best_average: float = -math.inf
     best_step: int = 0
+    confirmed_average: float = -math.inf  # the best that 100 fresh episodes have confirmed
     evaluations: list = field(default_factory=list)  # rows of evaluations.csv
     seconds: float = 0.0  # trained so far
 
-    def finished(self, settings):
-        """Whether the run has taken all its steps, or an evaluation reached `until`."""
-        reached = settings.until is not None and self.best_average >= settings.until
+    def finished(self, settings: Namespace) -> bool:
+        """Whether the run has taken all its steps, or reached `until`."""
+        reached = settings.until is not None and self.confirmed_average >= settings.until
         return reached or self.step >= settings.max_steps
 
 
-def save_state(path, settings, progress, parts):
+@dataclass
+class State:
+    """A run's state as it was read: nothing of it is checked against the run's networks yet."""
+
+    settings: dict[str, Any]
+    progress: Progress
+    generators: dict[str, Any]  # the states of the numpy Generators
+    arrays: dict[str, npt.NDArray[Any]]  # those of the other parts
+
+
+def save_state(path: Path, settings: Mapping[str, Any], progress: Progress, parts: Parts) -> None:
     """Save all that a run goes on from, as a sealed `.npz` of plain arrays and one JSON text.
 
     Args:
-        settings: dict that JSON can hold.
-        progress: Progress.
-        parts: dict of numpy Generators, and of objects whose `get_state()` is a dict of arrays.
+        settings: values that JSON can hold.
+        parts: whatever else the run consists of, by names of the caller's choice.
     """
-    document = {"version": VERSION, "settings": settings, "progress": {}, "generators": {}}
-    arrays = {}
+    values: dict[str, Any] = {}
+    generators: dict[str, Any] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     for name, value in asdict(progress).items():
-        (arrays if isinstance(value, np.ndarray) else document["progress"])[name] = value
+        if isinstance(value, np.ndarray):
+            arrays[name] = value
+        else:
+            values[name] = value
     for name, part in parts.items():
         if isinstance(part, np.random.Generator):
-            document["generators"][name] = part.bit_generator.state
+            generators[name] = part.bit_generator.state
         else:
             arrays |= {f"{name}.{key}": value for key, value in part.get_state().items()}
+    document = {
+        "version": VERSION,
+        "settings": dict(settings),
+        "progress": values,
+        "generators": generators,
+    }
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
     content = io.BytesIO()
-    np.savez(content, json=text, **arrays)
+    # The types of NumPy 2.4 take the values for `allow_pickle`.
+    np.savez(content, json=text, **arrays)  # type: ignore[arg-type, unused-ignore]
     write_sealed(path, content.getbuffer())
 
 
-def load_state(path):
+def load_state(path: Path) -> State:
     """Read what `save_state` wrote.
-
-    Returns:
-        dict of `settings`, `progress` (Progress), `generators` (their states) and `arrays`.
 
     Raises:
         UsageError: if there is no state, or it is damaged, or another version's.
@@ -106,26 +143,29 @@ def load_state(path):
             if any(item.compress_type for item in file.zip.infolist()):
                 raise ValueError("compressed: it could grow beyond any memory")
             arrays = dict(file)
-        state = json.loads(arrays.pop("json").tobytes())
-        if state["version"] != VERSION:
+        document = json.loads(arrays.pop("json").tobytes())
+        if document["version"] != VERSION:
             raise UsageError(f"--resume: {path} is the state of another version of this program")
-        values, names = state["progress"], {item.name for item in fields(Progress)}
-        values |= {name: arrays.pop(name).astype(np.float32) for name in names & arrays.keys()}
+        values = document["progress"]
+        for item in fields(Progress):
+            if item.type is np.ndarray:
+                values[item.name] = arrays.pop(item.name).astype(np.float32)
         values["episode"] = _typed(Episode, values["episode"])
         values["evaluations"] = [
-            [int(step), int(episode), *map(float, results)]
-            for step, episode, *results in values["evaluations"]
+            [int(step), int(episode), int(episodes), *map(float, results)]
+            for step, episode, episodes, *results in values["evaluations"]
         ]
-        if not isinstance(state["settings"], dict):
+        if not isinstance(document["settings"], dict):
             raise TypeError("the settings must have names")
-        return {**state, "progress": _typed(Progress, values), "arrays": arrays}
+        progress = _typed(Progress, values)
+        return State(document["settings"], progress, document["generators"], arrays)
     except UsageError:
         raise
     except Exception:  # whole, but a stranger made it: anything can be wrong
         raise UsageError(f"--resume: {path} isn't a state of this program") from None
 
 
-def _typed(kind, values):
+def _typed(kind: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass made of `values`; TypeError if one isn't of its field's type."""
     made = kind(**values)
     for item in fields(kind):
@@ -134,32 +174,45 @@ def _typed(kind, values):
     return made
 
 
-def restore(state, new, parts, env):
-    """Give `parts`, as in `save_state`, back what `state` (of `load_state`) holds of them.
-
-    Args:
-        new: Progress of a run that has just begun, whose arrays' shapes the state must have.
-
-    Returns:
-        the state's Progress, and the observation there: the episode is played again in `env`.
+def restore(state: State, parts: Parts, env: Environment) -> Progress:
+    """Give `parts`, as in `save_state`, back what a state holds of them; return its Progress.
 
     Raises:
         UsageError: if it doesn't fit the parts or the environment.
     """
-    progress, arrays = state["progress"], state["arrays"].items()
+    progress = state.progress
     try:
         if (
-            progress.q_values.shape != new.q_values.shape
-            or progress.q_validation_observations.shape[1:]
-            != new.q_validation_observations.shape[1:]
+            progress.observation.shape != (env.observation_size,)
+            or progress.q_values.shape != (env.n_actions,)
+            or progress.q_validation_observations.shape[1:] != (env.observation_size,)
+            or not set(progress.episode.actions) <= set(range(env.n_actions))
+            or not 0 <= progress.episode.seed <= LAST_SEED
         ):
-            raise ValueError("arrays of other shapes")
+            raise ValueError("values that don't fit the environment")
         for name, part in parts.items():
             if isinstance(part, np.random.Generator):
-                part.bit_generator.state = state["generators"][name]
+                part.bit_generator.state = state.generators[name]
             else:
                 dot = len(name) + 1
-                part.set_state({k[dot:]: v for k, v in arrays if k.startswith(f"{name}.")})
-        return progress, progress.episode.replay(env)
+                part.set_state(
+                    {k[dot:]: v for k, v in state.arrays.items() if k.startswith(f"{name}.")}
+                )
     except Exception:  # TensorFlow's and NumPy's own kinds among them
         raise UsageError("--resume: the state doesn't fit its own settings") from None
+    return progress
+
+
+def replayed(env: Environment, episode: Episode, observation: Array) -> bool:
+    """Play an episode again; return whether `env` is now where it was, at that observation.
+
+    It isn't where the environment draws from generators that its `reset` doesn't seed.
+    """
+    now, _ = env.reset(seed=episode.seed)
+    ended = False
+    for action in episode.actions:
+        if ended:  # earlier than then
+            return False
+        now, _, terminated, truncated, _ = env.step(action)
+        ended = terminated or truncated
+    return not ended and np.array_equal(now, observation)

@@ -2,183 +2,252 @@
 
 import csv
 import gc
+import importlib.metadata
 import io
 import math
+import platform
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from harness.errors import TrainingError, finite
+from harness.environments import Environment
+from harness.errors import TrainingError, diverged
+from harness.flags import Flags, Use
 from harness.log_folder import run_name
-from harness.network import q_function
-from harness.report import configuration
-from harness.settings import plain
+from harness.network import FlatModel, q_function
+from harness.settings import kept
 from harness.snapshots import save_snapshot
-from harness.state import STATE_FILE, Episode, Progress, restore, save_state
-from harness.terminal import ProgressBar, log
+from harness.state import STATE_FILE, Episode, Parts, Progress, save_state
+from harness.terminal import ProgressBar, StopSignal, log
 from harness.whole_files import attempt, write_json, write_text
 
 EVALUATIONS_FILE = "evaluations.csv"
-# Settings that a snapshot and TensorBoard's HPARAMS leave out.
-PRIVATE = {"command", "model", "name", "threads", "train", "until"}
-EVALUATION = ("step", "episode", "episode_return_avg", "avg_max_q_value", "seconds")
+EVALUATION = ("step", "episode", "episodes", "episode_return_avg", "avg_max_q_value", "seconds")
+FEW_EPISODES = 10  # an evaluation of fewer says little
+SILENT_STEPS = 2000  # of an episode that doesn't end, after which a line says where the run is
+SAVE_SECONDS = 60  # the state is saved as often, whatever the step
+SAVE_SHARE = 0.01  # … or less often: saving by the clock may take this share of the time
+
+Logger = Any  # loggers.TensorBoardLogger, which this package doesn't import
+Listener = Callable[[int, float], None]  # is told the step and the mean of each evaluation
 
 
 class TrainingRun:
-    """The training loop tells it what happened; it decides what to print, plot and save.
+    """Prints, plots and saves what the training loop tells it, and keeps the time.
+
+    It changes nothing that decides what is learned.
 
     Attributes:
         progress: Progress, where the run is.
         first_step, first_seconds: where this process took over.
     """
 
-    def __init__(self, settings, folder, stop, logger, parts):
-        """`parts`: dict of the rng, replay_buffer, model and target_model, for `save_state`."""
-        self.settings, self.folder, self.stop, self.logger = settings, folder, stop, logger
-        self.parts, self.rng = parts, parts["rng"]
-        self.model, self.replay_buffer = parts["model"], parts["replay_buffer"]
-        # Drawn at the latest when the first evaluation needs them, but not from an empty buffer.
-        first_evaluation = min(settings.eval_every or settings.max_steps, settings.max_steps)
-        self.q_validation_step = max(
-            min(settings.q_validation_size, first_evaluation), settings.n_step
-        )
-        self.saved_step = None
-        self.bar = None
+    def __init__(
+        self,
+        settings: Namespace,
+        flags: Flags,
+        folder: Path,
+        stop: StopSignal,
+        logger: Logger,
+        on_evaluation: Listener | None = None,
+    ) -> None:
+        self.settings, self.flags, self.folder, self.stop = settings, flags, folder, stop
+        self.logger, self.on_evaluation = logger, on_evaluation
+        self.bar: ProgressBar | None = None
+        self.saved_step: int | None = None  # of the last snapshot
+        self.saved = self.warned = False
 
-    def start(self, env, state=None):
-        """Begin at step 0, or where `state` (of `load_state`) ends.
+    def start(
+        self, env: Environment, model: FlatModel, progress: Progress, parts: Parts, resumed: bool
+    ) -> None:
+        """Say that a run begins or goes on; `parts` is what `save_state` saves beside `progress`.
 
-        Returns:
-            the observation there, float32, and its Q values.
+        `env` and `model` are what the pictures show.
         """
-        self.env, episode = env, Episode(1, self.draw_seed())
-        observation = episode.replay(env)
-        q_values = q_function(self.model.get_weights(), observation)
-        self.progress = Progress(episode, q_values, np.zeros((0, *observation.shape), np.float32))
-        if state:
-            self.progress, observation = restore(state, self.progress, self.parts, env)
-        self.first_step, self.first_seconds = self.progress.step, self.progress.seconds
-        self.model.keras_model.summary(print_fn=lambda text: log(text.rstrip()))
-        resumed = f"Resumed {self.folder} at step {self.first_step}"
-        log(resumed if state else f"Created {self.folder}\nSeed {self.settings.seed}")
-        config = configuration(self.settings)
-        attempt(write_json, self.folder / "config.json", config)
-        columns = plain(self.settings).keys() - PRIVATE - {"seed"}
-        self.logger.log_start(self.first_step, config, columns)
+        self.env, self.model, self.progress, self.parts = env, model, progress, parts
+        self.first_step, self.first_seconds = progress.step, progress.seconds
+        if resumed:
+            log(f"Resumed {self.folder} at step {self.first_step}")
+        else:
+            log(f"Created {self.folder}")
+            log(f"Seed {self.settings.seed}")
+        saved = kept(self.settings, self.flags, Use.SAVE)
+        self.config = configuration(saved, progress.command, env)
+        attempt(write_json, self.folder / "config.json", self.config)
+        columns = kept(self.settings, self.flags, Use.HPARAMS)
+        self.logger.log_start(self.first_step, self.config, columns)
         self.bar = ProgressBar(self.settings.max_steps, "steps", initial=self.first_step)
         gc.freeze()  # what is loaded by now stays: nothing is gained by walking through it
-        self.now = time.perf_counter()
-        return observation, self.progress.q_values
-
-    def draw_seed(self):
-        """A seed for the next episode: with it, `env.reset` starts the same episode again."""
-        self.next_seed = int(self.rng.integers(2**31))
-        return self.next_seed
+        self.now = self.last_save = time.perf_counter()
+        self.save_seconds = 0.0
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         """Whether no step is left to take."""
         return self.progress.finished(self.settings)
 
-    def is_due(self, every):
-        """Whether this step is the last or a multiple of `every`; 0 means never."""
-        step = self.progress.step
-        return every and (step % every == 0 or step == self.settings.max_steps)
-
-    def steps(self):
+    def steps(self) -> Iterator[int]:
         """Yield the number of each step to take, until the run is finished or stopped."""
         while not (self.finished or self.stop.number):
             self.progress.step += 1
             yield self.progress.step
+            if self.now > self.last_save + max(SAVE_SECONDS, self.save_seconds / SAVE_SHARE):
+                self._save_state()
 
-    def log_step(self, action, reward, episode_ended, loss, q_values):
-        """Count a step; if it ended the episode, print and plot that now and then.
+    def is_due(self, every: int) -> bool:
+        """Whether this step is the last or a multiple of `every`; 0 means never."""
+        step = self.progress.step
+        return every > 0 and (step % every == 0 or step == self.settings.max_steps)
 
-        Args:
-            loss, q_values: what `fit_and_predict` returned, or stands in for it.
-        """
-        progress = self.progress
-        episode, step = progress.episode, progress.step
-        progress.loss, progress.q_values = float(loss), q_values
-        episode.actions.append(action)
-        episode.episode_return += float(reward)
+    def log_step(self, episode: Episode, ended: bool) -> None:
+        """Print and plot the step's episode: at its end now and then, or if it doesn't end."""
+        progress, every = self.progress, self.settings.log_every
+        step, steps = progress.step, len(episode.actions)
         episode.seconds += self._lap()
-        self.episode_number = episode.number
-        if step == self.q_validation_step:
-            progress.q_validation_observations = self.replay_buffer.draw_observations(
-                self.settings.q_validation_size, seed=[self.settings.seed, 2]
-            )
-        if episode_ended:
-            self.bar.reach(step, "return", episode.episode_return)
-            every = self.settings.log_every
-            if step // every > (step - len(episode.actions)) // every:
-                self.logger.log_episode(episode, step, progress.loss)
+        if ended:
+            self._bar_reach("return", episode.episode_return)
             progress.best_return = max(progress.best_return, episode.episode_return)
             progress.worst_return = min(progress.worst_return, episode.episode_return)
-            progress.episode = Episode(episode.number + 1, self.next_seed)
-            progress.repeats_left = 0
+            if step // every > (step - steps) // every:
+                self.logger.log_episode(episode, step, progress.loss)
+        elif steps % max(every, SILENT_STEPS) == 0:
+            self._bar_reach("return", episode.episode_return)
+            self.logger.log_running_episode(episode, step, progress.loss)
 
-    def log_evaluation(self, episode_return_avg):
-        """Print, plot and keep the result of an evaluation; save the best snapshot so far."""
+    def log_evaluation(self, returns: list[float], episode_number: int) -> float:
+        """Print, plot and keep the result of an evaluation; save the best snapshot so far.
+
+        Args:
+            returns: of its episodes.
+            episode_number: of the training episode in which it took place.
+
+        Returns:
+            the mean of the returns, NaN if there are none.
+        """
         progress, weights = self.progress, self.model.averaged_weights()
-        max_q_values = q_function(weights, progress.q_validation_observations).max(axis=1)
-        avg_max_q_value = float(max_q_values.mean()) if len(max_q_values) else math.nan
-        results = episode_return_avg, avg_max_q_value
-        self.logger.log_evaluation(self.episode_number, progress.step, *results)
-        from harness import plots  # imports Matplotlib, which --help must not wait for
-
-        pictures = plots.draw_pictures(self.env, lambda states: q_function(weights, states))
-        if pictures:
-            self.logger.log_images(progress.step, plots.SIZE, pictures)
-        self.bar.reach(progress.step, "evaluation", episode_return_avg)
+        observations = progress.q_validation_observations
+        episode_return_avg = float(np.mean(returns)) if returns else math.nan
+        avg_max_q_value = math.nan
+        if len(observations):
+            avg_max_q_value = float(q_function(weights, observations).max(axis=1).mean())
+        averages = episode_return_avg, avg_max_q_value
+        self.logger.log_evaluation(episode_number, progress.step, *averages)
+        self._warn_of_few(len(returns))
+        self._bar_reach("evaluation", episode_return_avg)
         self._lap()
         progress.evaluations.append(
-            [progress.step, self.episode_number, *results, round(progress.seconds, 3)]
+            [progress.step, episode_number, len(returns), *averages, round(progress.seconds, 3)]
         )
         attempt(self._write_evaluations, self.folder / EVALUATIONS_FILE)
         if episode_return_avg > progress.best_average and self._save_snapshot("best"):
             progress.best_average, progress.best_step = episode_return_avg, progress.step
+        if self.on_evaluation:
+            self.on_evaluation(progress.step, episode_return_avg)
+        return episode_return_avg
 
-    def save(self):
-        """Save a snapshot, and the state that `--resume` goes on from."""
+    def log_confirmation(self, returns: list[float]) -> None:
+        """Say and keep what fresh episodes return after an evaluation that reached `until`."""
+        average = float(np.mean(returns)) if returns else -math.inf
+        reached = "reached" if average >= self.settings.until else "not reached"
+        log(f"{len(returns)} fresh episodes return {average:.3f}: --until {reached}")
+        self.progress.confirmed_average = max(self.progress.confirmed_average, average)
+        if average >= self.settings.until:  # sweeps look it up
+            self.config["until_reached"] = True
+            attempt(write_json, self.folder / "config.json", self.config)
         self._lap()
-        state = plain(self.settings), self.progress, self.parts
+
+    def save(self) -> None:
+        """Save a snapshot, and the state that `--resume` goes on from; plot what was learned."""
+        if self.env.observation_size == 2 and not self.stop.number:
+            self._log_pictures()
         saved = self._save_snapshot(self.progress.step)
-        self.saved = attempt(save_state, self.folder / STATE_FILE, *state) and saved
+        self.saved = self._save_state() and saved
         self.saved_step = self.progress.step
-        self._lap()
 
-    def finish(self):
+    def finish(self) -> None:
         """Save once more where the last step wasn't saved; TrainingError if that failed."""
         if self.saved_step != self.progress.step:
             self.save()
-        self.bar.reach(self.progress.step)
+        if self.bar is not None:
+            self.bar.reach(self.progress.step)
         if not self.saved:
             raise TrainingError(f"the last snapshot or state couldn't be saved in {self.folder}")
 
-    def _save_snapshot(self, label):
-        progress = self.progress
-        finite(self.model.theta.numpy(), progress.step)
+    def _save_state(self) -> bool:
+        self._lap()
+        started = self.now
+        path, settings = self.folder / STATE_FILE, kept(self.settings, self.flags, Use.SAVE)
+        saved = attempt(save_state, path, settings, self.progress, self.parts)
+        self._lap()
+        self.last_save, self.save_seconds = self.now, self.now - started
+        return saved
+
+    def _save_snapshot(self, label: str | int) -> bool:
+        if not np.isfinite(self.model.theta.numpy()).all():
+            raise TrainingError(diverged(self.progress.step))
         path = self.folder / f"{run_name(self.folder)}-{label}.h5"
-        origin = {k: v for k, v in plain(self.settings).items() if k not in PRIVATE}
-        origin["step"] = progress.step
+        origin = kept(self.settings, self.flags, Use.SNAPSHOT) | {"step": self.progress.step}
         return attempt(save_snapshot, path, self.model.as_keras(), origin)
 
-    def _write_evaluations(self, path):
+    def _write_evaluations(self, path: Path) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([EVALUATION, *self.progress.evaluations])
         write_text(path, text.getvalue())
 
-    def _lap(self):
+    def _warn_of_few(self, episodes: int) -> None:
+        if episodes >= FEW_EPISODES or self.warned:
+            return
+        self.warned = True
+        if episodes:
+            number = "1 episode says" if episodes == 1 else f"{episodes} episodes say"
+            log(f"warning: {number} little about a policy; a larger --eval-steps plays more")
+        else:
+            log(
+                "warning: the evaluation's episode didn't end; give the environment a time limit, "
+                "such as --set max_episode_steps=1000"
+            )
+
+    def _log_pictures(self) -> None:
+        from harness import plots  # imports Matplotlib, which --help must not wait for
+
+        weights = self.model.averaged_weights()
+        pictures = plots.draw_pictures(self.env, lambda states: q_function(weights, states))
+        if pictures:
+            self.logger.log_images(self.progress.step, plots.SIZE, pictures)
+
+    def _bar_reach(self, name: str, result: float) -> None:
+        if self.bar is not None:
+            self.bar.reach(self.progress.step, name, result)
+
+    def _lap(self) -> float:
         """The seconds since the last call, counted as trained."""
         last, self.now = self.now, time.perf_counter()
         self.progress.seconds += self.now - last
         return self.now - last
 
-    def __enter__(self):
+    def __enter__(self) -> "TrainingRun":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        gc.unfreeze()
         self.logger.close()
         if self.bar is not None:
             self.bar.close()
+
+
+def configuration(settings: Mapping[str, Any], command: str, env: Environment) -> dict[str, Any]:
+    """What config.json says of a run: its settings, the command that started it, versions."""
+    packages = ("tensorflow", "keras", env.package, "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions["python"] = platform.python_version()
+    return {**settings, "command": command, "package": env.package, "versions": versions}

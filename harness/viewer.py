@@ -1,25 +1,90 @@
-"""Watching an agent: in gym's window, as an animated GIF, as PNG frames, or in numbers only."""
+"""Watching an agent: in a window, as an animated GIF, as PNG frames, or in numbers only."""
 
 import contextlib
 import os
 import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from harness.environments import make_environment, names
+from harness.arrays import Array
+from harness.environments import Environment, check_environment, make_environment, names
 from harness.errors import UsageError
-from harness.frames import gif_file, png_files
-from harness.terminal import ProgressBar, log
+from harness.frames import frame_seconds, gif_file, picture_of, png_files
+from harness.terminal import ProgressBar, StopSignal, log
+
+Draw = Callable[["WatchedEnvironment"], None]
 
 
 class EndOfWatching(Exception):  # noqa: N818, it isn't an error
     """Ctrl-C, or a closed window."""
 
 
+class WatchedEnvironment:
+    """An Environment that draws every step and prints the return of every episode.
+
+    Attributes:
+        id, metadata, action_space, observation_size, n_actions, time_limit: the environment's.
+        returns: those of the completed episodes.
+        episode, step_number, episode_return, action, ended: of the episode that runs.
+    """
+
+    def __init__(
+        self, env: Environment, draw: Draw, bar: ProgressBar, stop: StopSignal, seed: int | None
+    ) -> None:
+        self.env, self.draw, self.bar, self.stop = env, draw, bar, stop
+        self.id, self.metadata, self.time_limit = env.id, env.metadata, env.time_limit
+        self.observation_size, self.n_actions = env.observation_size, env.n_actions
+        self.rng = np.random.default_rng(seed)
+        self.action_space = env.action_space
+        self.action_space.seed(seed)
+        self.episode, self.step_number, self.episode_return = 0, 0, 0.0
+        self.action: int | None = None
+        self.ended = False
+        self.returns: list[float] = []
+
+    def reset(self, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin the next episode, without a seed given with one of our own; as Environment's."""
+        result = self.env.reset(int(self.rng.integers(2**31)) if seed is None else seed)
+        self.episode, self.step_number, self.episode_return = self.episode + 1, 0, 0.0
+        self.action, self.ended = None, False
+        self.draw(self)
+        return result
+
+    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Take one step, as Environment's."""
+        result = _, reward, terminated, truncated, _ = self.env.step(action)
+        self.action, self.ended = action, terminated or truncated
+        self.step_number += 1
+        self.episode_return += reward
+        if self.ended:
+            self.returns.append(self.episode_return)
+            log(f"episode {self.episode} return {self.episode_return:.1f}")
+            self.bar.reach(self.episode)
+        self.draw(self)
+        if self.stop.number:
+            raise EndOfWatching
+        return result
+
+    def render(self) -> Any:
+        """What the environment's own `render` returns."""
+        return self.env.render()
+
+
 @contextlib.contextmanager
-def window():
-    """Keep the title of gym's window up to date; its close button, Escape and q end watching."""
-    import pygame
+def window() -> Iterator[Draw]:
+    """Keep a window's title up to date; its close button, Escape and q end watching.
+
+    The environment opens the window, or it is ours, for one that draws frames only.
+    """
+    try:
+        import pygame
+    except ModuleNotFoundError:
+        raise UsageError(
+            "a window needs pygame, which isn't installed: pip install pygame"
+        ) from None
 
     # SDL's own error names no remedy, and without a display it may pick a hidden driver.
     hidden = ("dummy", "offscreen")
@@ -31,8 +96,22 @@ def window():
             "there is no display to open a window on; try --gif FILE, --images, or, "
             "for a trained policy, --eval"
         )
+    clock = pygame.time.Clock()
 
-    def draw(env):
+    def show(env: WatchedEnvironment) -> None:
+        picture = picture_of(env)
+        screen = pygame.display.get_surface()
+        if screen is None or screen.get_size() != picture.size:
+            screen = pygame.display.set_mode(picture.size)
+        screen.blit(pygame.image.frombytes(picture.tobytes(), picture.size, "RGB"), (0, 0))
+        pygame.display.flip()
+        clock.tick(1 / frame_seconds(env))
+
+    def draw(env: WatchedEnvironment) -> None:
+        if env.env.render_mode == "rgb_array":
+            show(env)
+        if (env.episode, env.step_number) == (1, 0):
+            log("q or Escape closes the window")
         title = f"{env.env.spec.id}: episode {env.episode}, return {env.episode_return:g}"
         if env.action is not None:
             title += f", {names(env.env)[1][env.action]}"
@@ -45,88 +124,70 @@ def window():
     yield draw
 
 
-class WatchedEnvironment:
-    """A gym environment that draws every step and prints the return of every episode.
+@contextlib.contextmanager
+def hidden_windows() -> Iterator[None]:
+    """Let environments draw without a display: on "dummy", a few of them draw black pictures.
 
-    `returns` lists those of the completed episodes; the other attributes describe the running one.
+    Afterwards, windows can be opened again: on "offscreen", they crash the process.
     """
+    former = os.environ.get("SDL_VIDEODRIVER")
+    pygame: Any = None
+    for driver in "offscreen", "dummy":
+        os.environ["SDL_VIDEODRIVER"] = driver
+        with contextlib.suppress(Exception):  # not every pygame has it; some need no pygame
+            import pygame
 
-    def __init__(self, env, draw, bar, stop, seed):
-        self.env, self.draw, self.bar, self.stop = env, draw, bar, stop
-        self.rng = np.random.default_rng(seed)
-        self.action_space = env.action_space
-        self.action_space.seed(seed)
-        self.episode, self.returns = 0, []
-
-    def reset(self):
-        """Begin the next episode, with a seed of its own; return what gym's `reset` does."""
-        result = self.env.reset(seed=int(self.rng.integers(2**31)))
-        self.episode, self.step_number, self.episode_return = self.episode + 1, 0, 0.0
-        self.action, self.ended = None, False
-        self.draw(self)
-        return result
-
-    def step(self, action):
-        """Take one step; return what gym's `step` does."""
-        result = _, reward, terminated, truncated, _ = self.env.step(action)
-        self.action, self.ended = action, terminated or truncated
-        self.step_number += 1
-        self.episode_return += float(reward)
-        if self.ended:
-            self.returns.append(self.episode_return)
-            log(f"episode {self.episode} return {self.episode_return:.1f}")
-            self.bar.reach(self.episode)
-        self.draw(self)
-        if self.stop.number:
-            raise EndOfWatching
-        return result
+            pygame.display.init()
+            break
+    try:
+        yield
+    finally:
+        if pygame:
+            pygame.display.quit()
+        if former is None:
+            del os.environ["SDL_VIDEODRIVER"]
+        else:
+            os.environ["SDL_VIDEODRIVER"] = former
 
 
 @contextlib.contextmanager
-def watching(settings, stop):
+def watching(settings: Namespace, stop: StopSignal) -> Iterator[WatchedEnvironment]:
     """Yield a WatchedEnvironment; Ctrl-C or closing the window ends the `with` without an error.
 
     Args:
-        settings: Namespace of `env`, `episodes`, and those of `seed`, `set`, `force`, `gif`,
-            `images` and `eval` that were given; without the last three, a window opens.
-        stop: StopSignal.
+        settings: Namespace of `env`, `episodes`, `set`, `seed`, `force`, `gif`, `images` and
+            `eval`; without the last three, a window opens.
 
     Raises:
-        UsageError: if there is no display for a window, or a picture can't be written.
+        UsageError: if there is no display for a window, a picture can't be written, or the
+            environment can't be played or drawn.
+        EnvironmentFault: if the environment does something wrong later.
     """
-    given = vars(settings)
-    gif, images, force = given.get("gif"), given.get("images"), given.get("force")
+    gif, images = settings.gif, settings.images
     if gif is not None and images:
         raise UsageError("--gif and --images can't be combined; choose one")
+    drawing: contextlib.AbstractContextManager[Draw]
     if gif is not None:
-        render_mode, drawing = "rgb_array", gif_file(gif, force)
+        render_mode, drawing = "rgb_array", gif_file(gif, settings.force)
     elif images:
-        render_mode, drawing = "rgb_array", png_files(settings.episodes, force)
-    elif given.get("eval"):
+        render_mode, drawing = "rgb_array", png_files(settings.episodes, settings.force)
+    elif settings.eval:
         render_mode, drawing = None, contextlib.nullcontext(lambda env: None)
     else:
         render_mode, drawing = "human", window()
     os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # gym starts pygame's sound, too
     os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # else SDL complains
-    if render_mode != "human":
-        os.environ["SDL_VIDEODRIVER"] = "dummy"
-    with drawing as draw, ProgressBar(settings.episodes, "episodes", delay=1, leave=False) as bar:
-        env = make_environment(settings.env, given.get("set"), render_mode)
-        if render_mode and not {render_mode, "rgb_array"} & {*env.metadata.get("render_modes", ())}:
-            raise UsageError(f"--env {settings.env}: this environment can't be drawn")
-        watched = WatchedEnvironment(env, draw, bar, stop, given.get("seed"))
+    with (
+        contextlib.nullcontext() if render_mode == "human" else hidden_windows(),
+        drawing as draw,
+        ProgressBar(settings.episodes, "episodes", delay=1, leave=False) as bar,
+    ):
+        with contextlib.closing(make_environment(settings.env, settings.set)) as undrawn:
+            check_environment(undrawn)  # before a window opens
+        env = make_environment(settings.env, settings.set, render_mode)
+        watched = WatchedEnvironment(env, draw, bar, stop, settings.seed)
         with contextlib.closing(env), contextlib.suppress(EndOfWatching):
             yield watched
     returns = watched.returns
     log(f"episode_return_avg {np.mean(returns):.3f}" if returns else "no episode was completed")
-
-
-def play(settings, stop, policy):
-    """Play the episodes that `watching` shows; `policy` is a function of an observation."""
-    with watching(settings, stop) as env:
-        for _ in range(settings.episodes):
-            observation, _ = env.reset()
-            terminated = truncated = False
-            while not (terminated or truncated):
-                observation, _, terminated, truncated, _ = env.step(policy(observation))

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness.errors import reason
 from harness.terminal import log
@@ -12,12 +14,15 @@ SEAL = b"\nsha256 "  # and 64 digits: after the content, where HDF5 and zip read
 SEAL_LENGTH = len(SEAL) + 64 + 1
 
 
-def write_file(path, write):
+def write_file(path: Path | str, write: Callable[[Path], Any]) -> None:
     """Write a file whole or not at all: beside its name, flushed to disk, then renamed.
 
     Args:
         path: Path of the file, replaced if it exists.
         write: function that is given a temporary path of the same suffix and writes there.
+
+    Raises:
+        OSError: if the file can't be written; nothing of it is left then.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -36,20 +41,20 @@ def write_file(path, write):
             os.close(descriptor)
 
 
-def write_text(path, text):
+def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path, values):
+def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a dict as JSON, whole or not at all."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
-def write_sealed(path, content):
+def write_sealed(path: Path, content: bytes | memoryview) -> None:
     """Write bytes with their checksum after them, whole or not at all."""
 
-    def write(temporary):
+    def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             file.write(content)
             file.write(seal(content))
@@ -57,12 +62,12 @@ def write_sealed(path, content):
     write_file(path, write)
 
 
-def seal(content):
+def seal(content: bytes | memoryview) -> bytes:
     """The bytes that `write_sealed` appends to `content`: its SHA-256."""
     return SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
-def unseal(data):
+def unseal(data: bytes) -> bytes | None:
     """The content of sealed `data`, or None if it isn't sealed; ValueError if it is damaged."""
     content, end = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
     if not end.startswith(SEAL):
@@ -72,7 +77,7 @@ def unseal(data):
     return content
 
 
-def attempt(save, path, *arguments):
+def attempt(save: Callable[..., Any], path: Path, *arguments: Any) -> bool:
     """Call `save(path, *arguments)`; return whether it worked, and warn if it didn't.
 
     A full disk or a folder that is gone must not end a training: the next snapshot tries again.

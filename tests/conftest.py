@@ -1,5 +1,7 @@
 import contextlib
 import io
+import itertools
+import json
 import os
 import pty
 import re
@@ -16,7 +18,7 @@ import pytest
 from forked import train_forked
 
 import run
-from harness import backend
+from harness.backend import start_tensorflow, tf
 from harness.log_folder import create_log_folder
 from harness.settings import training_settings
 from harness.snapshot_reader import read_snapshot
@@ -70,12 +72,60 @@ class Corridor(gym.Env):
         return q
 
 
+class Endless(Corridor):
+    """A corridor without an end."""
+
+    def step(self, action):
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, False, info
+
+
+class Unseeded(Corridor):
+    """A corridor that takes no notice of its seed: each reset begins in the next cell."""
+
+    resets = itertools.count()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell = next(self.resets) % self.cells
+        return self._observe(), {}
+
+
+gym.register("Unseeded-v0", entry_point=Unseeded, max_episode_steps=20)
 gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
+gym.register("Endless-v0", entry_point=Endless)
 
 
 def weights_in(path):
     """The weights in a snapshot that we trust, without the process that reads others."""
-    return read_snapshot(read_content(path))[0]
+    return read_snapshot(read_content(path)).weights
+
+
+def config_of_2018(weights):
+    """The `model_config` that Keras 2.1.5 wrote for the tutorial's network, as a dict."""
+
+    def layer(name, kind, sources=(), **config):
+        nodes = [[[source, 0, 0, {}] for source in sources]] if sources else []
+        config = {"name": name, **config}
+        return {"name": name, "class_name": kind, "config": config, "inbound_nodes": nodes}
+
+    def input_layer(name, size):
+        shape = {"batch_input_shape": [None, size], "dtype": "float32", "sparse": False}
+        return layer(name, "InputLayer", **shape)
+
+    layers, source = [input_layer("observations", len(weights[0]))], "observations"
+    for number, bias in enumerate(weights[1::2], start=1):
+        activation = "linear" if number == len(weights) // 2 else "relu"
+        config = {"units": len(bias), "activation": activation, "use_bias": True}
+        layers.append(layer(f"dense_{number}", "Dense", [source], trainable=True, **config))
+        source = f"dense_{number}"
+    layers.append(input_layer("action_mask", len(weights[-1])))
+    layers.append(layer("multiply", "Multiply", [source, "action_mask"], trainable=True))
+    ends = {
+        "input_layers": [["observations", 0, 0], ["action_mask", 0, 0]],
+        "output_layers": [["multiply", 0, 0]],
+    }
+    return {"class_name": "Model", "config": {"name": "model", "layers": layers, **ends}}
 
 
 def snapshot_of_2018(weights, change=None):
@@ -85,15 +135,16 @@ def snapshot_of_2018(weights, change=None):
     """
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
+        config = config_of_2018(weights)
         file.attrs["keras_version"] = b"2.1.5-tf"
         file.attrs["backend"] = b"tensorflow"
-        file.attrs["model_config"] = b'{"class_name": "Model", "config": {"layers": "of 2018"}}'
-        dense = [f"dense_{number}" for number in range(1, len(weights) // 2 + 1)]
-        names = ["observations", *dense[:-1], "action_mask", dense[-1], "multiply"]
+        file.attrs["model_config"] = json.dumps(config).encode()
+        names = [layer["name"] for layer in config["config"]["layers"]]
         layers = file.create_group("model_weights")
         layers.attrs["layer_names"] = [name.encode() for name in names]
         for name in names:
             layers.create_group(name).attrs["weight_names"] = []
+        dense = [name for name in names if name.startswith("dense")]
         for name, kernel, bias in zip(dense, weights[0::2], weights[1::2], strict=True):
             paths = [f"{name}/kernel:0", f"{name}/bias:0"]
             layers[name].attrs["weight_names"] = [path.encode() for path in paths]
@@ -105,7 +156,7 @@ def snapshot_of_2018(weights, change=None):
 
 def load_weights(path, env):
     """The weights in a snapshot that anyone may have written, checked to fit `env`."""
-    weights, _ = load_snapshot(path)
+    weights = load_snapshot(path).weights
     check_fit_for(env, weights, path)
     return weights
 
@@ -113,8 +164,8 @@ def load_weights(path, env):
 @pytest.fixture(scope="session")
 def tensorflow():
     """TensorFlow, started as the tool starts it; its import is the suite's longest wait."""
-    backend.start_tensorflow(threads=1, seed=0)
-    return backend.tf
+    start_tensorflow(threads=1, seed=0)
+    return tf
 
 
 @pytest.fixture
@@ -123,8 +174,7 @@ def train(tensorflow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def train(**given):
-        settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
-        backend.start_tensorflow(threads=1, seed=settings.seed)
+        settings = training_settings(given, run.ALL_FLAGS, run.PRESETS)
         folder = create_log_folder(settings.name)
         return folder, run.train(settings, folder, GOING_ON)
 
@@ -173,7 +223,8 @@ def refused(here, capsys):
     """Runs a program that must refuse: one line, status 2, nothing written; returns the line."""
 
     def files():
-        return {path: path.lstat().st_mtime_ns for path in here.rglob("*")}
+        # A folder's own time changes when its lock tries whether it can be written.
+        return {path: path.is_dir() or path.lstat().st_mtime_ns for path in here.rglob("*")}
 
     def refused(*words, main=run.main):
         before = files()
@@ -221,3 +272,9 @@ def runs(tmp_path_factory):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def environments(monkeypatch):
+    """Lets `--env fields:…` and `--env paths:…` find the environments made for the tests."""
+    monkeypatch.syspath_prepend(ROOT / "tests/environments")

@@ -12,11 +12,10 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
-from test_real_sweeps import SWEEP, rows_of, wait_for
+from sweeping import SWEEP, rows_of, tree, wait_for
 
 ALONE = ["unshare", "--map-root-user", "--net", "--mount"]
 ADDRESS = "127.0.0.1:6390"
@@ -34,7 +33,11 @@ def test_a_node_lost_midway_costs_no_trial(tmp_path):
     story = subprocess.run(
         [*ALONE, sys.executable, __file__],
         cwd=place,
-        env={**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(SWEEP.parent)},
+        env={
+            **os.environ,
+            "HOME": str(tmp_path),
+            "PYTHONPATH": f"{SWEEP.parent}:{SWEEP.parent / 'tests'}",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -58,14 +61,13 @@ def tell():
     # The second node has a disk of its own: what is in this folder isn't there.
     own_disk = 'mount -t tmpfs none "$PWD" && cd "$PWD" && exec "$@"'
     head = start([*ray, "--head", "--port", "6390", "--include-dashboard", "false"])
-    assert wait_for(answers)
+    wait_for(answers, head)
     second = start(["unshare", "--mount", "sh", "-c", own_disk, "sh", *ray, "--address", ADDRESS])
     sweep = subprocess.Popen([sys.executable, SWEEP, *ARGUMENTS.split(), "--address", ADDRESS])
     try:
-        assert wait_for(lambda: runs_a_trial(second))
-        time.sleep(5)  # until its run is under way
+        wait_for(lambda: trains(second), sweep)
         kill(second)
-        return sweep.wait(300)
+        return sweep.wait()
     finally:
         kill(sweep), kill(second), kill(head)
 
@@ -81,17 +83,13 @@ def start(command):
     return subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env={**os.environ, **token})
 
 
-def runs_a_trial(node):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        commands = [one.as_dict(["cmdline"])["cmdline"] or () for one in tree(node)]
-        return any("--max-steps" in command for command in commands)
-
-
-def tree(process):
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def trains(node):
+    """Whether a worker of the node has begun to write a run's output."""
+    for worker in tree(node):
+        with contextlib.suppress(psutil.Error):
+            if any("-seed-" in file.path for file in worker.open_files()):
+                return True
+    return False
 
 
 def kill(process):

@@ -1,14 +1,372 @@
-"""Other mountains: `--set` changes numbers of the environment."""
+"""Environments of all kinds: trained, or refused in one line; their numbers changed by --set."""
 
+import csv
 import json
+import shutil
+import sys
+from pathlib import Path
 
+import gym
+import gymnasium
+import numpy as np
 import pytest
-from conftest import SHORT
-from test_viewer import play
+from conftest import SHORT, run_command
+from players import play
 
 import run
-from harness.environments import make_environment
-from harness.errors import UsageError
+import see
+from harness.environments import check_environment, make_environment, observation_bounds
+from harness.errors import EnvironmentCrash, EnvironmentFault, UsageError
+
+ENVIRONMENTS = Path(__file__).parent / "environments"
+# Enough for a field or a path of six steps.
+LEARN = [
+    *("--max-steps=1500", "--train-start=200", "--eval-every=1500", "--eval-steps=200"),
+    *("--initial-epsilon=1", "--epsilon-decay-steps=1000", "--target-update-every=100"),
+    *("--learning-rate=0.003", "--seed=1", "--name=x"),
+]
+
+pytestmark = pytest.mark.usefixtures("environments")
+
+
+def final_return(folder):
+    with open(folder / "x-log/evaluations.csv", newline="") as file:
+        return float(list(csv.DictReader(file))[-1]["episode_return_avg"])
+
+
+# What trains
+
+
+KINDS = [
+    *("Reusing", "ReadOnlyView", "Listing", "Tupling", "Doubles", "Bytes", "NumpyValues"),
+    *("Board", "Numbered", "Pair", "Named", "ActionsFromFive", "WithoutRenderMode", "Unlimited"),
+]
+
+
+@pytest.mark.parametrize(
+    "kind", ["Reusing", "Listing", "Bytes", "Board", "Numbered", "ActionsFromFive"]
+)
+def test_a_field_is_crossed_in_six_steps_however_it_is_written(here, kind):
+    assert run.main([*LEARN, "--env", f"fields:{kind}-v0"]) == 0
+    assert final_return(here) == -6
+
+
+@pytest.mark.parametrize(
+    ("env", "package"),
+    [
+        ("paths:Path-v0", "gymnasium"),
+        ("paths:GymnasiumsPath-v0", "gym"),
+        ("fields:GymsField-v0", "gymnasium"),
+    ],
+)
+def test_environments_of_both_packages_train_whichever_knows_them(here, env, package):
+    assert make_environment(env).package == package
+    assert run.main([*LEARN, "--env", env]) == 0
+    assert final_return(here) == -6
+
+
+def test_a_module_in_the_current_folder_is_found_and_hides_no_package(here):
+    shutil.copy(ENVIRONMENTS / "paths.py", here / "my_paths.py")
+    (here / "numpy.py").write_text("raise RuntimeError('the wrong numpy')")
+    (here / "gymnasium.py").write_text("raise RuntimeError('the wrong gymnasium')")
+    gif = ["--gif", "x.gif", "--seed", "1", "--set", "length=2", "max_episode_steps=3"]
+    result = run_command("see.py", "--env", "my_paths:Path-v0", *gif)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (here / "x.gif").exists()
+
+
+@pytest.mark.parametrize("flags", [["length=9"], ["length=9", "max_episode_steps=30"]])
+def test_a_longer_path_is_trained_watched_and_drawn(here, capsys, flags):
+    env = ["--env", "paths:Path-v0"]
+    assert run.main([*LEARN, *env, *(f"--set={flag}" for flag in flags)]) == 0
+    assert final_return(here) == -9
+    capsys.readouterr()
+    show = ["--model", "x-log", *env, "--seed", "1"]
+    assert run.main([*show, "--eval", "--episodes", "2"]) == 0
+    assert "episode_return_avg -9.000" in capsys.readouterr().out
+    assert run.main([*show, "--gif", "x.gif"]) == 0
+    assert run.main([*show, "--images"]) == 0
+    assert len(list(here.glob("1_*.png"))) == 10
+
+
+@pytest.mark.parametrize("env", ["paths:Path-v0", "fields:Numbered-v0"])
+def test_a_run_on_an_environment_of_ones_own_is_resumed(here, env):
+    assert run.main([*LEARN, "--env", env, "--max-steps=300", "--eval-every=0"]) == 0
+    assert run.main(["--resume", "x-log", "--env", env, "--max-steps=600"]) == 0
+    assert (here / "x-log/x-600.h5").exists()
+
+
+def test_the_command_that_is_printed_works_as_it_stands(here, capsys):
+    shutil.copy(ENVIRONMENTS / "paths.py", here / "own_paths.py")
+    result = run_command("run.py", *LEARN, "--env", "own_paths:Path-v0")
+    assert result.returncode == 0
+    words = result.stdout.splitlines()[-1].split()
+    assert words[1].endswith("run.py")
+    again = run_command("run.py", *words[2:], "--eval")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.endswith("episode_return_avg -6.000\n")
+
+
+# What is refused before anything is written
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("OldStep", "its step returns 4 values; expected (observation, reward, terminated, "),
+        ("OldReset", "its reset returns array([0., 0.], dtype=float32); expected (observation, in"),
+        ("Unseeded", "its reset takes no seed; expected reset(self, seed=None, options=None)"),
+        ("Longer", "its observation has shape (3,); its space says (2,)"),
+        ("Column", "its observation has shape (2, 1); its space says (2,)"),
+        ("Ragged", "its observation is [1, [2, 3]]"),
+        ("Words", "its observation is ['1', '2'], made of <U1; expected real numbers"),
+        (
+            "Complex",
+            "its observation is array([0.+1.j, 0.+1.j]), made of complex128; expected real",
+        ),
+        ("Nothing", "its observation is None, made of object; expected real numbers"),
+        ("Orphan", "its class is no environment; expected one that inherits from gymnasium.Env o"),
+        ("OutsideItsSpace", "its observation is 0; its space says Discrete(16, start=1)"),
+        ("NaNReward", "its reward is nan in step 1 of an episode; expected a finite number"),
+        ("NoReward", "its reward is None; expected a number"),
+        ("InfoForTruncated", "its truncated is {}; expected True or False"),
+        ("Infinite", "its observation is [inf, inf] in step 0 of an episode; expected finite n"),
+        ("Picture", "its observation has 10,800 numbers; at most 10,000 are flattened, since ne"),
+        ("Sentence", "its observation has a Text space, which can't be made a list of numbers"),
+        ("Steering", "its actions are Box(-1.0, 1.0, (1,), float32); expected a Discrete space"),
+        ("Spaceless", "its observation is None; expected a space of gym or gymnasium"),
+    ],
+)
+def test_a_fault_is_named_in_one_line(refused, kind, reason):
+    error = refused("--env", f"fields:{kind}-v0", "--name", "x")
+    assert error.startswith(f"run.py: error: --env fields:{kind}-v0: {reason}")
+    assert refused("--env", f"fields:{kind}-v0", "--gif", "x.gif", main=see.main)
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ("Nope-v0", "neither gym nor gymnasium knows it: "),
+        ("MountainCra-v0", "Did you mean: `MountainCar`?"),
+        ("LunarLander-v9", "`v3`"),
+        ("", "neither gym nor gymnasium knows it: Malformed environment ID"),
+        ("fields:Nope-v0", "neither gym nor gymnasium knows it: "),
+        ("nowhere:Field-v0", "there is no module 'nowhere', neither among the installed packages "),
+        ("fields.py:Field-v0", "expected MODULE:ID with the name of a module, such as my_environm"),
+        ("../fields:Field-v0", "expected MODULE:ID with the name of a module"),
+        (":Field-v0", "expected MODULE:ID with the name of a module"),
+        ("a:b:c", "there is no module 'a'"),
+        ("LunarLander-v3", "pip install box2d"),
+    ],
+)
+def test_an_environment_that_nobody_knows_is_refused(refused, env, reason):
+    error = refused("--env", env)
+    assert f"--env {env}: " in error
+    assert reason.lower() in error.lower()
+
+
+def test_without_gymnasium_its_environments_are_refused_with_the_cure(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    assert "; if it is gymnasium's, pip install gymnasium\n" in refused("--env", "CliffWalking-v1")
+
+
+# Faults that show later, and the environment's own exceptions
+
+
+def test_a_late_nan_is_blamed_on_the_environment(here, capsys):
+    flags = ["--env", "fields:LateNaN-v0", "--snapshot-every", "500"]
+    assert run.main([*LEARN, *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "run.py: error: the environment fields:LateNaN-v0 is at fault: its observation is [nan, nan"
+    )
+    assert error.count("\n") == 1
+    assert (here / "x-log/x-500.h5").exists()
+
+
+def test_an_exception_of_the_environments_own_keeps_its_traceback(here, capsys):
+    flags = ["--env", "fields:LateCrash-v0", "--snapshot-every", "500"]
+    assert run.main([*LEARN, *flags]) == 1
+    first, *traceback = capsys.readouterr().err.splitlines()
+    assert first == (
+        "run.py: error: the environment fields:LateCrash-v0 failed in its own code, in step:"
+    )
+    assert traceback[-1] == "KeyError: 'forgotten'"
+    frames = [line for line in traceback if line.startswith("  File ")]
+    assert len(frames) == 2
+    assert all("fields.py" in frame for frame in frames)
+    assert (here / "x-log/x-500.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "where", "last"),
+    [
+        ("fields:OneActionFails-v0", "step", "KeyError: 3"),
+        ("fields:Absent-v0", "its constructor", "RuntimeError: its owner forgot something"),
+        ("broken:Field-v0", "the import of broken", "NameError: name 'forgotten' is not defined"),
+        (
+            "importing:Field-v0",
+            "the import of importing",
+            "ModuleNotFoundError: No module named 'n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("program", [run, see])
+def test_an_exception_at_the_start_keeps_its_traceback_too(
+    here, capsys, monkeypatch, program, env, where, last
+):
+    monkeypatch.syspath_prepend(here)
+    (here / "broken.py").write_text("forgotten\n")
+    (here / "importing.py").write_text("import nowhere_to_be_found\n")
+    before = {path.name for path in here.iterdir()}
+    flags = ["--name", "x"] if program is run else ["--gif", "x.gif"]
+    assert program.main(["--env", env, *flags]) == 1
+    first, *traceback = capsys.readouterr().err.splitlines()
+    name = program.__name__
+    assert first == f"{name}.py: error: the environment {env} failed in its own code, in {where}:"
+    assert traceback[-1].startswith(last)
+    assert not any("harness" in line for line in traceback)
+    assert {path.name for path in here.iterdir()} - {"__pycache__"} == before
+
+
+# The door itself
+
+
+def test_observations_are_copied_when_they_arrive():
+    env = make_environment("fields:Reusing-v0")
+    first, _ = env.reset(seed=1)
+    second = env.step(0)[0]
+    assert (first.tolist(), second.tolist()) == ([0, 0], [1, 0])
+    for observation in (first, second):
+        assert observation.dtype == np.float32
+        assert observation.flags.owndata
+        assert observation.flags.writeable
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_plain_whatever_the_environment_makes_of_them(kind):
+    env = make_environment(f"fields:{kind}-v0")
+    check_environment(env)
+    observation, info = env.reset(seed=1)
+    assert (observation.shape, observation.dtype) == ((env.observation_size,), np.float32)
+    assert observation.astype(env.observation_space.dtype) in env.observation_space
+    assert info == {}
+    plain = make_environment("fields:Field-v0")
+    plain.reset(seed=1)
+    for action in [3, 0, 2, 0, 2, 1, 0, 0, 2]:
+        observation, *values = env.step(action)
+        expected, *others = plain.step(action)
+        assert values == others
+        assert [type(value) for value in values] == [float, bool, bool, dict]
+        if observation.shape == expected.shape:
+            assert (observation == expected).all()
+    assert values == [-1.0, True, False, {}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("Numbered", np.eye(16)[4]),
+        ("Board", np.eye(16)[4]),
+        ("Pair", [0, 1, 0, 0, 1, 0, 0, 0]),
+        ("Named", [1, 0, 0, 0, 1]),
+    ],
+)
+def test_other_observations_are_flattened_as_the_package_does_it(kind, expected):
+    env = make_environment(f"fields:{kind}-v0")
+    env.reset(seed=1)
+    observation = env.step(0)[0]
+    assert sorted(observation) == sorted(expected)
+    wrapped = gym.wrappers.FlattenObservation(gym.make(f"{kind}-v0", disable_env_checker=True))
+    wrapped.reset(seed=1)
+    assert observation == pytest.approx(wrapped.step(0)[0])
+    assert env.observation_space == wrapped.observation_space
+
+
+@pytest.mark.parametrize("env_id", ["FrozenLake-v1", "Taxi-v3", "Blackjack-v1", "CliffWalking-v0"])
+@pytest.mark.parametrize("package", [gym, gymnasium])
+def test_toy_text_goes_through_the_door_as_through_the_packages_wrapper(env_id, package):
+    if env_id not in package.envs.registry:
+        env_id = f"{env_id[:-1]}{int(env_id[-1]) + 1}"
+    env = make_environment(env_id)
+    same = package.make(env_id, disable_env_checker=True)
+    if env.package == package.__name__:
+        same = package.wrappers.FlattenObservation(same)
+        assert env.reset(seed=3)[0] == pytest.approx(same.reset(seed=3)[0])
+        for action in [0, 1, 1, 0, 1]:
+            ours, theirs = env.step(action), same.step(action)
+            assert ours[0] == pytest.approx(theirs[0])
+            assert ours[1:4] == theirs[1:4]
+            if ours[2]:
+                break
+
+
+def test_actions_begin_at_the_environments_first():
+    env = make_environment("fields:ActionsFromFive-v0")
+    assert (env.n_actions, env.action_space.start) == (4, 0)
+    env.reset(seed=1)
+    assert env.step(0)[0].tolist() == [1, 0]
+    assert env.step(3)[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "changes", "limit"),
+    [
+        ("MountainCar-v0", {}, 200),
+        ("MountainCar-v0", {"max_episode_steps": 7}, 7),
+        ("paths:Path-v0", {"max_episode_steps": 7}, 7),
+        ("fields:Unlimited-v0", {}, None),
+        ("fields:Unlimited-v0", {"max_episode_steps": 7}, 7),
+    ],
+)
+def test_an_episode_is_truncated_at_the_time_limit(env_id, changes, limit):
+    env = make_environment(env_id, changes)
+    assert env.time_limit == limit
+    for _ in range(2):
+        env.reset(seed=1)
+        ends = [env.step(0)[2:4] for _ in range(min(limit or 300, 300))]
+        assert ends[:-1] == [(False, False)] * (len(ends) - 1)
+        assert ends[-1] == (False, limit is not None)
+
+
+def test_large_observations_are_no_fault():
+    env = make_environment("fields:Field-v0")
+    env.unwrapped.observe = lambda: np.array([3e38, -3e38])
+    assert env.reset(seed=1)[0] == pytest.approx([3e38, -3e38])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_observations_beyond_float32_are_a_fault():
+    env = make_environment("fields:Field-v0")
+    env.unwrapped.observe = lambda: np.array([1e300, 0])
+    with pytest.raises(EnvironmentFault, match="expected finite numbers"):
+        env.reset(seed=1)
+
+
+def test_a_crash_is_a_fault_with_its_cause():
+    env = make_environment("fields:OneActionFails-v0")
+    env.reset(seed=1)
+    with pytest.raises(EnvironmentCrash) as error:
+        env.step(3)
+    assert isinstance(error.value, EnvironmentFault)
+    assert repr(error.value.__cause__) == "KeyError(3)"
+
+
+def test_bounds_are_float32_whatever_the_space_is():
+    for kind, bounds in [("Field", [3, 3]), ("Bytes", [255, 255]), ("Numbered", [1] * 16)]:
+        found = observation_bounds(make_environment(f"fields:{kind}-v0"))
+        assert found.dtype == np.float32
+        assert found.tolist() == bounds
+    assert observation_bounds(make_environment("CartPole-v1"))[1] == 1  # has no real bound
+
+
+def test_acrobot_finds_the_name_that_numpy_2_has_dropped():
+    env = make_environment("Acrobot-v1")
+    check_environment(env)
+    assert np.float_ is np.float64
+
+
+# --set
 
 
 def returns(capsys, **options):
@@ -45,8 +403,15 @@ def test_set_refuses_unknown_names_with_the_known_ones(runs, refused, mode):
     model = ["--model", runs / "car-log/car-2500.h5"] if mode else []
     assert refused(*model, *mode, "--set", "friction=1") == (
         "run.py: error: --set friction: the environment has no such number, only force, "
-        "goal_position, goal_velocity, gravity, max_position, max_speed, min_position\n"
+        "goal_position, goal_velocity, gravity, max_episode_steps, max_position, max_speed, "
+        "min_position\n"
     )
+
+
+@pytest.mark.parametrize("limit", ["0", "2.5", "-3"])
+def test_a_time_limit_is_a_whole_number_of_steps(refused, limit):
+    error = refused("--set", f"max_episode_steps={limit}")
+    assert f"--set max_episode_steps: expected a whole number from 1 on, not {limit}" in error
 
 
 def test_set_refuses_a_mountain_that_cannot_be_drawn(here):
@@ -60,3 +425,31 @@ def test_numbers_that_follow_from_changed_ones_are_recomputed():
     fast = make_environment("MountainCar-v0", {"max_speed": 0.1, "min_position": -2})
     assert fast.observation_space.low == pytest.approx([-2, -0.1])
     assert fast.reset(seed=1)[0] in fast.observation_space
+    pole = make_environment("gymnasium:CartPole-v1", {"masspole": 0.5}).unwrapped
+    assert pole.total_mass == 1.5
+
+
+def test_set_reaches_the_constructors_arguments():
+    env = make_environment("paths:Derived-v0", {"end": 9, "wide": 1})
+    assert (env.unwrapped.length, env.unwrapped.places, env.observation_size) == (9, 10, 2)
+    with pytest.raises(
+        UsageError, match="--set: paths:Derived-v0 doesn't work with these numbers: "
+    ):
+        make_environment("paths:Derived-v0", {"end": 0})
+    with pytest.raises(UsageError, match="--set places: it follows from length"):
+        make_environment("paths:Derived-v0", {"places": 3})
+    with pytest.raises(UsageError, match=r"no such number, only end, length, max_epi.*, wide$"):
+        make_environment("paths:Derived-v0", {"start": 3})
+
+
+def test_a_time_limit_of_the_environments_own_is_changed_too():
+    env = make_environment("paths:Limited-v0", {"max_episode_steps": 25})
+    env.reset(seed=1)
+    assert [env.step(0)[3] for _ in range(25)] == [False] * 24 + [True]
+    assert env.unwrapped.most == 25
+
+
+def test_see_takes_several_numbers_after_one_set(here, capsys):
+    words = "--env paths:Path-v0 --seed 1 --images --set length=2 max_episode_steps=1"
+    assert see.main(words.split()) == 0
+    assert "Saved 2 frames in" in capsys.readouterr().out

@@ -52,7 +52,8 @@ def keras_fit(keras_model, target_weights, batch):
 @pytest.mark.parametrize("reward_scale", [1, 100], ids=["short gradients", "clipped gradients"])
 def test_fit_batch_does_what_keras_fit_does(tensorflow, env, reward_scale):
     keras_model = run.create_model(env)
-    model, target_model = FlatModel(keras_model), FlatModel(keras_model)
+    model = FlatModel(keras_model, run.create_model(env).optimizer)
+    target_model = FlatModel(keras_model)
     target_model.set_weights([weight + 0.1 for weight in keras_model.get_weights()])
     rng = np.random.default_rng(1)
     step = backend.compile_step(
@@ -67,7 +68,8 @@ def test_fit_batch_does_what_keras_fit_does(tensorflow, env, reward_scale):
 
 
 def test_averaged_weights_are_an_exponential_moving_average(tensorflow, env):
-    model = FlatModel(run.create_model(env), ema_momentum=0.9)
+    keras_model = run.create_model(env, ema_momentum=0.9)
+    model = FlatModel(keras_model, keras_model.optimizer)
     target_model, rng, expected = FlatModel(model.keras_model), np.random.default_rng(1), None
     for averaged, now in zip(model.averaged_weights(), model.get_weights(), strict=True):
         assert (averaged == now).all()
@@ -86,7 +88,8 @@ def test_the_direct_call_equals_tensorflows_own_bit_for_bit(tensorflow, env):
     losses, weights = [], []
     keras_model = run.create_model(env, hidden=(48, 16))
     for call in ("step", "compiled", "eager"):
-        model, target_model = FlatModel(keras_model), FlatModel(keras_model)
+        model = FlatModel(keras_model, run.create_model(env).optimizer)
+        target_model = FlatModel(keras_model)
 
         def fit(batch, model=model, target_model=target_model):
             return run.fit_batch(model, target_model, batch)
@@ -135,7 +138,25 @@ def test_the_network_is_the_tutorials(tensorflow, env):
     ("env_id", "bounds"),
     [("MountainCar-v0", [1.2, 0.07]), ("CartPole-v1", [4.8, 1, 0.41887903, 1])],
 )
-def test_scaled_inputs_begin_as_if_they_ranged_from_minus_1_to_1(tensorflow, env_id, bounds):
+@pytest.mark.parametrize("factor", [0.0, 1.0, 4.4])
+def test_first_weights_are_multiplied_by_the_factor_over_the_bounds(
+    tensorflow, env_id, bounds, factor
+):
+    env, weights = make_environment(env_id), []
+    for scale_inputs in (0, factor):
+        keras.utils.set_random_seed(1)
+        weights.append(run.create_model(env, scale_inputs=scale_inputs).get_weights())
+    plain, scaled = weights
+    expected = plain[0] * (factor / np.float64(bounds)[:, None] if factor else 1)
+    np.testing.assert_allclose(scaled[0], expected, rtol=1e-6)
+    assert all(map(np.array_equal, scaled[1:], plain[1:]))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "bounds"),
+    [("MountainCar-v0", [1.2, 0.07]), ("CartPole-v1", [4.8, 1, 0.41887903, 1])],
+)
+def test_inputs_scaled_by_1_begin_as_if_they_ranged_from_minus_1_to_1(tensorflow, env_id, bounds):
     env, weights = make_environment(env_id), []
     for scale_inputs in (0, 1):
         keras.utils.set_random_seed(1)
@@ -163,11 +184,9 @@ def test_epsilon_is_the_share_of_random_actions(epsilon, low, high):
 
 def exploring_actions(count, max_repeat, epsilon=1.0, n_actions=10**6):
     """The actions of so many steps; action 0 is the greedy one."""
-    q_values, rng = np.zeros(n_actions), np.random.default_rng(6)
-    progress = SimpleNamespace(repeats_left=0)
-    return np.array(
-        [run.exploring_action(q_values, epsilon, rng, max_repeat, progress) for _ in range(count)]
-    )
+    settings = SimpleNamespace(epsilon=epsilon, epsilon_decay_steps=0, max_repeat=max_repeat)
+    exploration, q_values = run.Exploration(settings, np.random.default_rng(6)), np.zeros(n_actions)
+    return np.array([exploration.action(q_values, step) for step in range(count)])
 
 
 def test_the_durations_of_random_actions_follow_the_zeta_distribution():

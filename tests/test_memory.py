@@ -17,7 +17,6 @@ from harness.network import FlatModel
 # A crash kills the process, so its status tells; what it was at is its last line.
 PROBE = """
 import sys
-import gym
 import numpy as np
 import run
 from types import SimpleNamespace
@@ -56,11 +55,10 @@ def big_endian(array):
 
 backend.start_tensorflow(1, 0)
 for size in map(int, sys.argv[1:]):
-    env = SimpleNamespace(
-        observation_space=gym.spaces.Box(-1, 1, (size,)), action_space=gym.spaces.Discrete(3)
-    )
+    env = SimpleNamespace(observation_size=size, n_actions=3)
     keras_model = run.create_model(env, (16, 8))
-    model, target_model = FlatModel(keras_model), FlatModel(keras_model)
+    model = FlatModel(keras_model, keras_model.optimizer)
+    target_model = FlatModel(keras_model)
     step = run.compile_fit_and_predict(model, target_model, 5)
     before, rng = model.get_state(), np.random.default_rng(size)
     for make in misaligned, odd_address, strided, read_only, double, big_endian:
@@ -105,7 +103,8 @@ def test_a_buffer_is_aligned_whatever_its_size():
 
 def test_weights_and_states_that_were_read_do_not_change_when_training_goes_on(tensorflow):
     env = make_environment("MountainCar-v0")
-    model = FlatModel(run.create_model(env), ema_momentum=0.9)
+    keras_model = run.create_model(env, ema_momentum=0.9)
+    model = FlatModel(keras_model, keras_model.optimizer)
     target_model = FlatModel(model.keras_model)
     step = run.compile_fit_and_predict(model, target_model, 64)
     results, copies = [], []

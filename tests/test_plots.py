@@ -3,6 +3,7 @@
 import io
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -142,3 +143,13 @@ def test_q_values_that_are_not_finite_are_not_drawn(car, q_value):
 )
 def test_observations_other_than_two_bounded_numbers_are_not_drawn(high):
     assert plots.draw_pictures(environment(np.negative(high), high), None) == {}
+
+
+def test_a_users_own_style_changes_no_picture_and_stays_as_it_is(car):
+    style = {"axes.facecolor": "black", "font.size": 30.0, "image.cmap": "gray"}
+    plots.empty_plot.cache_clear()
+    usual = plots.draw_pictures(car, waves())
+    plots.empty_plot.cache_clear()
+    with matplotlib.rc_context(style):
+        assert plots.draw_pictures(car, waves()) == usual
+        assert {name: matplotlib.rcParams[name] for name in style} == style

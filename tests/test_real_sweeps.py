@@ -1,39 +1,35 @@
-import csv
+import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
-from conftest import terminal
-from test_sweep import SWEEP
+from conftest import run_command, terminal, weights_in
+from sweeping import communicate, read, rows_of, start, wait_for, workers
 
+import run
 import sweep
 
 pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
-from harness.sweeps.results import is_finished
+from harness.sweeps.grid import Trial
+from harness.sweeps.progress import is_finished
+from harness.sweeps.worker import release_memory, run_program
 
-FEW = "--train-start 300 --eval-every 300 --eval-steps 400 --snapshot-every 600"
-ARGUMENTS = f"--max-steps 600 1200 6000 {FEW}".split()
-FLAGS = FEW.replace("--", "").replace(" ", "-")
-SHORT, BAD, LONG = (f"max-steps-{steps}-{FLAGS}-seed-0" for steps in (600, 1200, 6000))
+FEW = "--train-start 300 --eval-every 300 --eval-steps 400 --snapshot-every 300"
+LONG_STEPS = 20_000
+ARGUMENTS = f"--max-steps 600 1200 {LONG_STEPS} {FEW}".split()
+SHORT, BAD, LONG = (f"max-steps-{steps}-seed-0" for steps in (600, 1200, LONG_STEPS))
+SHORTER = [word.replace(str(LONG_STEPS), "3000") for word in ARGUMENTS]
+LAST = "max-steps-3000-seed-0"
+TWO = "--train-start 300 --snapshot-every 300 --max-steps 200000"
 COLUMNS = 80  # of conftest's terminal
-
-
-def start(arguments, folder, stdout=subprocess.PIPE):
-    command = [sys.executable, SWEEP, *arguments.split()]
-    options = {"stdout": stdout, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, process_group=0, **options)
-
-
-def communicate(process):
-    out, err = process.communicate()
-    return SimpleNamespace(out=out, err=err, status=process.returncode)
 
 
 def in_terminal(arguments, folder):
@@ -47,38 +43,32 @@ def in_terminal(arguments, folder):
 def listening(process):
     """The addresses at which a process and those that it started can be reached."""
     family = [process, *process.children(recursive=True)]
-    found = [found for one in family for found in one.net_connections(kind="inet")]
+    found = [found for member in family for found in member.net_connections(kind="inet")]
     return {connection.laddr.ip for connection in found if connection.status == "LISTEN"}
 
 
-def running(name):
-    """The processes of run.py that a trial has."""
-    found = psutil.process_iter(["cmdline"])
-    return [p for p in found if any(name in part for part in p.info["cmdline"] or ())]
+def trainer(process, folder, name):
+    """The worker process that trains a trial: the one that has its output open."""
+
+    def found():
+        for worker in workers(process):
+            with contextlib.suppress(psutil.Error):
+                if str(folder / f"{name}.txt") in [file.path for file in worker.open_files()]:
+                    return worker
+        return None
+
+    return wait_for(found, process)
 
 
-def rows_of(folder):
-    """The rows of results.csv by their trials' names."""
-    with open(folder / "results.csv", newline="", encoding="utf-8") as file:
-        return {row["folder"].removesuffix("-log"): row for row in csv.DictReader(file)}
-
-
-def read(path):
-    return path.read_text() if path.exists() else ""
-
-
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return condition()
+def resumed_more_often(output, before):
+    return read(output).count("Resumed") > before
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A sweep of three trials: one's run is killed, one can't run; Ctrl-C; resumed in a terminal.
+    """A sweep of three trials: one can't run, the worker of another crashes twice; Ctrl-C.
 
-    Beside it another one, one job at a time, which a second process wants to resume; SIGTERM.
+    Then what is missing, and another seed, in a terminal.
     """
     place = tmp_path_factory.mktemp("story")
     folder = place / "a-sweep"
@@ -87,27 +77,24 @@ def story(tmp_path_factory):
     (folder / sweep.SWEEP_FILE).write_text(json.dumps(planned))
     (folder / f"{BAD}-log").touch()  # a file where the log folder should be
     told = SimpleNamespace(folder=folder)
+    output = folder / f"{LONG}.txt"
 
-    other = start("--seeds 2 --jobs 1 --name b --snapshot-every 1000", place)
     process = start("--resume a-sweep", place)
-    assert wait_for((folder / f"{LONG}-log" / "state.npz").exists)
+    wait_for((folder / f"{LONG}-log" / "state.npz").exists, process)
+    for crash in (signal.SIGSEGV, signal.SIGKILL):
+        before = read(output).count("Resumed")
+        trainer(process, folder, LONG).send_signal(crash)
+        wait_for(partial(resumed_more_often, output, before), process)
     told.listening = listening(psutil.Process(process.pid))
-    running(LONG)[0].kill()
-    assert wait_for(lambda: is_finished(folder / f"{SHORT}-log"))
-    assert wait_for(lambda: "Resumed" in read(folder / f"{LONG}.txt"))
+    wait_for(lambda: is_finished(folder / f"{SHORT}-log"), process)
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     told.first = communicate(process)
-    told.stopped, told.stopped_output = rows_of(folder), read(folder / f"{LONG}.txt")
-    told.left = running(LONG)
+    told.stopped, told.stopped_output = rows_of(folder), read(output)
+    psutil.wait_procs(family, timeout=600)
+    told.left = [member for member in family if member.is_running()]
 
-    first_of_two = place / "b-sweep" / "snapshot-every-1000-seed-0"
-    assert wait_for((first_of_two.with_name(f"{first_of_two.name}-log") / "state.npz").exists)
-    told.jobs = running("snapshot-every-1000-seed-")
-    told.refused = communicate(start("--resume b-sweep", place))
-    os.killpg(other.pid, signal.SIGTERM)
-    told.other = communicate(other)
-    told.other_output = read(first_of_two.with_suffix(".txt"))
-
+    (folder / sweep.SWEEP_FILE).write_text(json.dumps(planned | {"arguments": SHORTER}))
     told.written = (folder / f"{SHORT}.txt").stat().st_mtime_ns
     told.second = in_terminal("--resume a-sweep --seeds 0-1", place)
     told.done = rows_of(folder)
@@ -118,27 +105,29 @@ def test_a_trial_is_an_ordinary_run(story):
     folder = story.folder / f"{SHORT}-log"
     config = json.loads(read(folder / "config.json"))
     assert (config["seed"], config["max_steps"], config["threads"]) == (0, 600, 1)
+    assert re.search(rf"run.py --name {SHORT} --seed 0 --max-steps 600 ", config["command"])
     assert list(folder.glob("events.out.tfevents.*"))
     assert (folder / f"{SHORT}-600.h5").exists()
 
 
-def test_a_trial_whose_run_was_killed_goes_on_from_its_last_state(story):
-    assert f"Retrying {LONG}" in story.first.out
-    assert f"Resumed {LONG}-log at step" in story.stopped_output
+def test_a_trial_whose_worker_crashed_goes_on_from_its_last_state(story):
+    assert story.first.out.count(f"Retrying {LONG}: WorkerCrashedError\n") == 2
+    assert len(re.findall(f"Resumed {LONG}-log at step [1-9]", story.stopped_output)) == 2
 
 
 def test_a_trial_that_keeps_failing_is_reported_and_loses_no_other(story):
-    shown = "".join(story.second.out.split())  # the terminal's width breaks lines anywhere
-    assert shown.count(f"Retrying{BAD}") == 2
-    assert f"{BAD}failed:seea-sweep/{BAD}.txt" in shown
+    assert story.first.out.count(f"Retrying {BAD}: run.py ended with exit status 2\n") == 2
+    assert f"{BAD} failed: see a-sweep/{BAD}.txt\n" in story.first.out
+    assert f"{BAD}-log exists already" in read(story.folder / f"{BAD}.txt")
     statuses = {name: row["status"] for name, row in story.done.items()}
     assert statuses.pop(BAD) == "failed"
     assert set(statuses.values()) == {"finished"}
 
 
-def test_ctrl_c_stops_the_running_trial_with_its_state_saved(story):
+def test_ctrl_c_is_acknowledged_and_stops_the_running_trial_with_its_state_saved(story):
     assert (story.first.status, story.first.err) == (130, "")
-    assert re.search(r"Stopped, to go on: \S+ \S*sweep.py --resume a-sweep\n$", story.first.out)
+    assert "Stopping: 1 running trial saves its state\n" in story.first.out
+    assert re.search(r"Stopped. Resume with: \S+ \S*sweep.py --resume a-sweep\n$", story.first.out)
     assert story.stopped[SHORT]["status"] == "finished"
     assert story.stopped[LONG]["status"] == "unfinished"
     assert "Stopped at step" in story.stopped_output
@@ -150,38 +139,56 @@ def test_ray_listens_to_this_machine_only(story):
     assert story.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_one_process_runs_a_sweep_and_as_many_trials_at_once_as_jobs(story):
-    assert len(story.jobs) == 1
-    error = "sweep.py: error: --resume: another process is using b-sweep\n"
-    assert (story.refused.status, story.refused.err) == (2, error)
-
-
-def test_sigterm_to_the_whole_group_ends_a_sweep_as_it_should(story):
-    assert (story.other.status, story.other.err) == (143, "")
-    created, to_run, to_go_on = story.other.out.splitlines()
-    assert (created, to_run) == ("Created b-sweep", "2 of 2 trials to run")
-    assert to_go_on.endswith("sweep.py --resume b-sweep")
-    assert "Stopped at step" in story.other_output
-
-
 def test_resume_runs_what_was_missing_and_the_seeds_that_were_added(story):
     assert (story.second.status, story.second.err) == (1, "")  # one fails again
     assert "5 of 6 trials to run" in story.second.out
     assert (story.folder / f"{SHORT}.txt").stat().st_mtime_ns == story.written
     assert json.loads(read(story.folder / "sweep.json"))["seeds"] == [0, 1]
     assert len(story.done) == 6
-    final = float(story.done[LONG]["episode_return_avg"])
-    assert f"step 6000 episode_return_avg {final:.3f}" in read(story.folder / f"{LONG}.txt")
+    final = float(story.done[LAST]["episode_return_avg"])
+    assert f"step 3000 episode_return_avg {final:.3f}" in read(story.folder / f"{LAST}.txt")
 
 
 def test_a_terminal_of_80_columns_shows_running_trials_and_whole_tables(story):
     shown = story.second.out
-    assert re.search(r"\d/6000 +-200\.0", shown)
-    assert re.search(r"\d ended, [12] running, \d waiting", shown)
+    assert re.search(r"\d/3000 +-200\.0", shown)
+    assert re.search(r"\d of 5 ended", shown)
     table = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown[shown.rindex("configuration") :])
     assert max(map(len, table.splitlines())) <= COLUMNS
     assert "[0, 84] %  [-200.0, -200.0]  ± 0.0" in table
     assert "…" not in table
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A sweep of two trials, one at a time, which another process wants to resume; SIGTERM."""
+    place = tmp_path_factory.mktemp("other")
+    folder = place / "b-sweep"
+    process = start(f"--seeds 2 --jobs 1 --name b {TWO}", place)
+    told = SimpleNamespace(folder=folder)
+    wait_for((folder / "run-seed-0-log" / "state.npz").exists, process)
+    told.jobs = workers(process)
+    told.refused = communicate(start("--resume b-sweep", place))
+    os.killpg(process.pid, signal.SIGTERM)
+    told.ended = communicate(process)
+    told.output = read(folder / "run-seed-0.txt")
+    return told
+
+
+def test_one_process_runs_a_sweep_and_as_many_trials_at_once_as_jobs(other):
+    assert len(other.jobs) == 1
+    error = "sweep.py: error: --resume: another process is using b-sweep\n"
+    assert (other.refused.status, other.refused.err) == (2, error)
+
+
+def test_sigterm_to_the_whole_group_reaches_no_process_of_ray(other):
+    # Ray ends all training at once when it gets a SIGTERM, and `timeout`, say, sends one to all.
+    assert (other.ended.status, other.ended.err) == (143, "")
+    created, to_run, stopping, resume = other.ended.out.splitlines()
+    assert (created, to_run) == ("Created b-sweep", "2 of 2 trials to run")
+    assert stopping == "Stopping: 1 running trial saves its state"
+    assert resume.endswith("sweep.py --resume b-sweep")
+    assert "Stopped at step" in other.output
 
 
 def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(here, monkeypatch, capfd):
@@ -189,11 +196,11 @@ def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(here, monkeyp
 
     from harness.sweeps import trials
 
-    def fit(_tuner):
+    def wait(*_arguments, **_options):
         ray.shutdown()
         raise RuntimeError("a node has no memory left\nand pages of what it had")
 
-    monkeypatch.setattr(trials.tune.Tuner, "fit", fit)
+    monkeypatch.setattr(trials.ray, "wait", wait)
     assert sweep.main(["--seeds", "1", "--name", "lost"]) == 1
     out, err = capfd.readouterr()
     assert err == "sweep.py: error: Ray failed: a node has no memory left\n"
@@ -202,12 +209,38 @@ def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(here, monkeyp
 
 
 def test_a_trials_files_come_home_from_a_node_with_another_disk(tmp_path):
-    from harness.sweeps.cluster import pack, unpack
+    from harness.sweeps.cluster import read_files, write_files
 
     here, there = tmp_path / "here", tmp_path / "there"
     (there / "a-log").mkdir(parents=True)
     for name in ("a-log/a-best.h5", "a.txt", "b.txt"):
         (there / name).write_text("of a node")
-    unpack(here, pack(there, "a"))
+    write_files(here, read_files(there, "a"))
     assert sorted(path.name for path in here.rglob("*")) == ["a-best.h5", "a-log", "a.txt"]
-    assert pack(there, "nothing yet") == {}
+    assert read_files(there, "nothing yet") == {}
+
+
+TRIAL = Trial(
+    {"preset": "tuned", "max_steps": 900, "train_start": 300, "eval_every": 300}, 5, 900, 0
+)
+
+
+def test_a_worker_trains_the_same_bits_as_run_py_whatever_it_trained_before(here):
+    run_command("run.py", "--name", "whole", "--seed", 5, *TRIAL.arguments, cwd=here)
+    before = sys.argv, sys.stdout, sys.stderr, os.getcwd()
+    other = replace(TRIAL, seed=6, flags=TRIAL.flags | {"hidden": "8,8"})
+    left = []
+    for trained in (other, TRIAL):
+        stop = SimpleNamespace(number=0, exit_status=0)
+        assert run_program(run.main, here, trained, stop, lambda *_: None) == 0
+        release_memory()
+        files = len(os.listdir("/proc/self/fd"))
+        left.append((sys.argv, sys.stdout, sys.stderr, os.getcwd(), files))
+    assert left[0] == left[1]
+    assert left[0][:4] == before
+    mine = here / TRIAL.log_folder / f"{TRIAL.name}-900.h5"
+    for ours, theirs in zip(
+        weights_in(mine), weights_in(here / "whole-log" / "whole-900.h5"), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "900 steps in " in read(here / f"{TRIAL.name}.txt")

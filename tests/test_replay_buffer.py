@@ -62,7 +62,7 @@ def test_it_holds_what_a_deque_of_that_length_holds(steps, size, n_step, observa
 @given(STEPS.filter(len), st.integers(1, 20), st.integers(1, 100))
 @settings(max_examples=50, deadline=None)
 def test_samples_are_copies_of_stored_rows(steps, size, batch_size):
-    buffer = ReplayBuffer(size, 2, GAMMA, seed=1)
+    buffer = ReplayBuffer(size, 2, GAMMA, rng=np.random.default_rng(1))
     fill(buffer, steps)
     batch = buffer.sample(batch_size)
     assert batch.shape == (batch_size, row_width(2)) and batch.dtype == np.float32
@@ -73,7 +73,7 @@ def test_samples_are_copies_of_stored_rows(steps, size, batch_size):
 
 
 def test_samples_are_uniform_over_the_whole_ring():
-    buffer = ReplayBuffer(50, 1, GAMMA, seed=3)
+    buffer = ReplayBuffer(50, 1, GAMMA, rng=np.random.default_rng(3))
     fill(buffer, [(0.0, "")] * 120)
     drawn = split_columns(buffer.sample(100_000), 1)[0][:, 0].astype(int)
     counts = np.bincount(drawn)[70:]
@@ -84,7 +84,7 @@ def test_samples_are_uniform_over_the_whole_ring():
 
 def test_the_seed_fixes_the_samples_and_another_gives_others():
     def draw(seed):
-        buffer = ReplayBuffer(50, 1, GAMMA, seed=seed)
+        buffer = ReplayBuffer(50, 1, GAMMA, rng=np.random.default_rng(seed))
         fill(buffer, [(0.0, "")] * 50)
         return buffer.sample(20)
 
@@ -98,9 +98,9 @@ def test_sampling_an_empty_buffer_says_what_to_do():
 
 
 def test_a_restored_buffer_goes_on_as_the_first_would():
-    first = ReplayBuffer(7, 2, GAMMA, n_step=3, seed=1)
+    first = ReplayBuffer(7, 2, GAMMA, n_step=3, rng=np.random.default_rng(1))
     fill(first, [(1.0, "")] * 10)
-    second = ReplayBuffer(7, 2, GAMMA, n_step=3, seed=1)
+    second = ReplayBuffer(7, 2, GAMMA, n_step=3, rng=np.random.default_rng(1))
     second.set_state({name: array.copy() for name, array in first.get_state().items()})
     for buffer in (first, second):
         fill(buffer, [(2.0, ""), (3.0, "end")])

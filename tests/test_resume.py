@@ -12,8 +12,10 @@ import pytest
 from forked import EVERYTHING, train_forked
 
 import run
+from harness import start
+from harness.errors import UsageError
 from harness.log_folder import locked
-from harness.state import STATE_FILE, VERSION
+from harness.state import STATE_FILE, VERSION, load_state
 from harness.whole_files import seal
 
 
@@ -165,3 +167,42 @@ def test_two_processes_do_not_train_in_one_folder(folder, refused):
     with locked(folder):
         error = refused("--resume", folder, "--max-steps", "500")
     assert "another process is using" in error
+
+
+def test_the_state_is_read_by_one_that_has_locked_the_folder(folder, monkeypatch):
+    """Else it could be that of a process which saves a later one before it ends."""
+    read = start.load_state
+
+    def checked(path):
+        with pytest.raises(UsageError, match="another process is using"), locked(folder):
+            pass
+        return read(path)
+
+    monkeypatch.setattr(start, "load_state", checked)
+    assert run.main(["--resume", str(folder), "--max-steps", "410"]) == 0
+
+
+def test_a_run_that_has_saved_nothing_yet_is_in_use_not_lost(tmp_path, refused):
+    (tmp_path / "new-log").mkdir()
+    with locked(tmp_path / "new-log"):
+        assert "another process is using" in refused("--resume", "new-log")
+
+
+def test_an_environment_that_ignores_its_seed_goes_on_with_a_new_episode(train, here, capsys):
+    few = {"max_steps": 305, "train_start": 50, "eval_every": 100, "eval_steps": 20, "n_step": 5}
+    train(name="u", env="Unseeded-v0", seed=1, epsilon=0.5, **few)
+    before = load_state(here / "u-log" / STATE_FILE)
+    assert before.progress.episode.actions  # it stopped within an episode
+    capsys.readouterr()
+    assert run.main(["--resume", "u-log", "--max-steps", "400"]) == 0
+    number = before.progress.episode.number
+    line = f"Unseeded-v0 ignores its seed: episode {number} can't be taken up where it was"
+    assert f"{line}; episode {number + 1} begins\n" in capsys.readouterr().out
+    assert load_state(here / "u-log" / STATE_FILE).progress.step == 400
+
+
+def test_resuming_repeats_no_table_of_layers(train, here, capsys):
+    train(name="once", env="Corridor-v0", seed=1, max_steps=30, eval_every=0)
+    assert "q_network" in capsys.readouterr().out
+    assert run.main(["--resume", "once-log", "--max-steps", "60"]) == 0
+    assert capsys.readouterr().out.startswith("Resumed once-log at step 30\n")

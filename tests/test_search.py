@@ -1,64 +1,63 @@
+import contextlib
 import json
 import math
 import os
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
 import psutil
 import pytest
-from test_real_sweeps import communicate, read, rows_of, start, wait_for
-from test_sweep import SWEEP
-from test_sweep_results import leave
-
-import sweep
+from sweeping import SWEEP, communicate, leave, make, read, rows_of, start, wait_for
 
 pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
 import pandas as pd
+from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
-from harness.sweeps.confirmation import verdict
-from harness.sweeps.results import is_finished
-from harness.sweeps.search import Proposals, distribution, scheduler
+from harness.sweeps.confirmation import budget, verdict
+from harness.sweeps.pictures import draw_search
+from harness.sweeps.progress import is_finished, read_evaluations
+from harness.sweeps.search import Proposals, distribution
 
 WIDE = "--search 5 --learning-rate 0.0001:0.01 --n-step 1:20 --gamma 0.9:0.99 "
 WIDE += "--hidden 32,32 64,64 --epsilon 0.1"
 BAD = "1e-09"  # a learning rate that learns nothing
 SPACE = f"--learning-rate {BAD} 0.01 --gamma 0.9:0.95"
-RUNS = "--env conftest:Corridor-v0 --epsilon 0.5 --target-update-every 100 --max-steps 12000 "
-RUNS += "--train-start 100 --eval-every 1200 --eval-steps 200 --snapshot-every 1200"
-SEARCH = f"--search 3 --seeds 2 --confirm 1 --confirm-seeds 7,8 --jobs 1 --name s {SPACE} {RUNS}"
+RUNS = "--env conftest:Corridor-v0 --epsilon 0.5 --target-update-every 100 --max-steps 6000 "
+RUNS += "--train-start 100 --eval-every 1500 --eval-steps 200 --snapshot-every 300 --batch-size 16"
+SEARCH = f"--search 4 --seeds 2 --confirm 1 --confirm-seeds 7,8 --jobs 1 --name s {SPACE} {RUNS}"
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A search of three proposals, killed while the second is trained, and resumed."""
+    """A search of four proposals, killed while the second is trained, and resumed."""
     place = tmp_path_factory.mktemp("search")
     folder, told = place / "s-sweep", SimpleNamespace(folder=place / "s-sweep")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(map(str, (SWEEP.parent / "tests", SWEEP.parent)))
-        )
+    path = os.pathsep.join(map(str, (SWEEP.parent / "tests", SWEEP.parent)))
+    environment = {**os.environ, "PYTHONPATH": path}
 
-        def proposals():
-            path = folder / "proposals.json"
-            return json.loads(read(path))["proposals"] if path.exists() else []
+    def proposals():
+        path = folder / "proposals.json"
+        return json.loads(read(path))["proposals"] if path.exists() else []
 
-        def second_run():
-            logs = [path.parent for path in folder.glob("*/state.npz")]
-            return sorted(logs, key=lambda path: path.stat().st_ctime)[2:]
+    def second_run():
+        logs = [path.parent for path in folder.glob("*/state.npz")]
+        return sorted(logs, key=lambda path: path.stat().st_ctime)[2:]
 
-        process = start(SEARCH, place)
-        assert wait_for(second_run, 600)
-        told.interrupted = second_run()[0].name
-        told.first = {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
-        told.before = proposals()
-        communicate(process)
-        psutil.wait_procs(children, timeout=60)
-        told.second = communicate(start("--resume s-sweep", place))
-        told.after, told.rows = proposals(), rows_of(folder)
+    process = start(SEARCH, place, env=environment)
+    told.interrupted = wait_for(second_run, process)[0].name
+    told.first = {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    told.before = proposals()
+    communicate(process)
+    psutil.wait_procs(children, timeout=600)  # a worker may train for a moment yet
+    told.interrupted_at = max(read_evaluations(folder / told.interrupted), default=0)
+    told.second = communicate(start("--resume s-sweep", place, env=environment))
+    told.after, told.rows = proposals(), rows_of(folder)
     return told
 
 
@@ -83,28 +82,35 @@ def test_a_killed_and_resumed_search_loses_nothing_and_counts_nothing_twice(stor
     assert (story.second.err, story.second.status) == ("", 0)
     assert len(story.before) == 2
     assert [one["values"] for one in story.after[:2]] == [one["values"] for one in story.before]
-    assert "2 of 3 proposals to train" in story.second.out
-    assert len(story.after) == 3 and len(story.rows) == 3 * 2 + 4
+    assert "3 of 4 proposals to train" in story.second.out
+    assert len(story.after) == 4 and len(story.rows) == 4 * 2 + 4
     for path, written in story.first.items():
         untouched = story.interrupted.removesuffix("-log")[:-1] not in path.name
         assert (path.stat().st_mtime_ns == written) == untouched
-    assert "Resumed" in read(story.folder / f"{story.interrupted.removesuffix('-log')}.txt")
+    output = read(story.folder / f"{story.interrupted.removesuffix('-log')}.txt")
+    # On a busy machine, the kill may come when the run has paused for ASHA's decision.
+    assert "Resumed" in output or story.interrupted_at >= 3000
 
 
 def test_what_asha_stopped_has_its_state_and_its_row(story):
     stopped = [row for row in story.rows.values() if row["status"] == "stopped early"]
     assert stopped and {row["learning_rate"] for row in stopped} == {BAD}
     for row in stopped:
-        assert 3600 <= int(row["step"]) < 12000 and row["episode_return_avg"]
-        assert is_finished(story.folder / row["folder"]) is False
-    share = re.search(r"ASHA stopped (\d) of 3 .* (\d+)% saved", story.second.out)
-    assert int(share[1]) * 2 == len(stopped) and int(share[2]) > 0
+        assert int(row["step"]) in (3000, 4500) and row["episode_return_avg"]
+        assert not is_finished(story.folder / row["folder"])
+        assert (story.folder / row["folder"] / "state.npz").exists()
+    saved = 1 - sum(trained_steps(story)) / (4 * 2 * 6000)
+    line = f"ASHA stopped {len(stopped) // 2} of 4 proposals early: .* {saved:.0%} saved"
+    assert re.search(line, story.second.out)
     assert (story.folder / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
+def trained_steps(story):
+    return [int(row["step"]) for row in story.rows.values() if row["seed"] in ("0", "1")]
+
+
 def searching(arguments=WIDE):
-    search, _ = sweep.plan(arguments.split())
-    return search
+    return make(arguments)
 
 
 def test_a_range_is_logarithmic_from_a_decade_on_and_whole_for_whole_numbers():
@@ -118,7 +124,7 @@ def test_a_range_is_logarithmic_from_a_decade_on_and_whole_for_whole_numbers():
 def test_a_proposal_is_trained_on_each_seed_of_the_search_and_confirmed_on_ten_others():
     search = searching()
     values = {"learning_rate": 0.002, "n_step": 3, "gamma": 0.95, "hidden": "64,64"}
-    text = "--learning-rate 0.002 --n-step 3 --gamma 0.95 --hidden 64,64 --epsilon 0.1"
+    text = "--learning-rate 0.002 --n-step 3 --gamma 0.95 --hidden 64,64"
     trials = search.trials(values)
     assert [(t.configuration, t.seed) for t in trials] == [(text, seed) for seed in range(3)]
     confirmation = search.confirmation([values])
@@ -133,29 +139,45 @@ def test_a_proposal_is_trained_on_each_seed_of_the_search_and_confirmed_on_ten_o
 def test_a_preset_is_where_proposals_start_and_what_they_must_beat():
     search = searching("--search 1 --gamma 0.9 0.99 --preset tuned --max-steps 4000 --epsilon 0.1")
     proposal, preset = search.trials({"gamma": "0.9"})[0], search.confirmation([])[0]
-    assert proposal.configuration == "--gamma 0.9 --preset tuned --max-steps 4000 --epsilon 0.1"
-    assert preset.configuration == "--preset tuned --max-steps 4000"
+    started = "--gamma 0.9 --preset tuned --max-steps 4000 --epsilon 0.1"
+    assert " ".join(proposal.arguments) == started
+    assert " ".join(preset.arguments) == "--preset tuned --max-steps 4000"
+    assert (proposal.configuration, preset.configuration) == ("--gamma 0.9", "--preset tuned")
 
 
 @pytest.fixture
 def proposals(tmp_path):
-    """Gives the Proposals of a search, started or resumed in the same folder."""
-    return lambda: Proposals(tmp_path, searching(), SimpleNamespace(number=0))
+    """Gives the Proposals of a search on two seeds, started or resumed in the same folder."""
+    search = "--search 30 --seeds 2 --max-steps 1000 --learning-rate 0.0001:0.01 --n-step 1:20"
+    return lambda: Proposals(tmp_path, make(f"{search} --hidden 32,32 64,64"))
 
 
-def ask(proposals, name):
-    """The trials of the next proposal, and its values."""
-    return proposals.suggest(name)["trials"], proposals.made[-1].values
+def train(proposals, *averages, failed=False):
+    """Let each run of the next proposal end with these evaluations; return the line about it."""
+    lines = []
+    for _ in range(2):
+        job = proposals.next_job()
+        leave_again(proposals.folder, job.trial, *averages)
+        lines.append(proposals.take_in(job.trial, failed))
+    assert lines[0] is None  # its other run is missing
+    return lines[1]
+
+
+def leave_again(folder, trial, *averages):
+    """Leave what a run of 1000 steps does that has an evaluation every 100 steps."""
+    shutil.rmtree(folder / trial.log_folder, ignore_errors=True)
+    leave(folder, trial, *averages, finished=len(averages) == 10)
 
 
 def test_proposals_are_new_within_their_ranges_and_short(proposals):
     made = proposals()
-    for number in range(20):
-        _, values = ask(made, str(number))
-        assert 1e-4 <= values["learning_rate"] <= 0.01 and values["n_step"] in range(1, 21)
-        assert len(f"{values['learning_rate']:e}".split("e")[0].rstrip("0")) <= 4
-    texts = [json.dumps(one.values) for one in made.made]
-    assert len(set(texts)) == 20
+    for _ in range(20):
+        train(made, -200, failed=True)
+    for proposal in made.made:
+        rate = proposal.values["learning_rate"]
+        assert 1e-4 <= rate <= 0.01 and proposal.values["n_step"] in range(1, 21)
+        assert len(f"{rate:e}".split("e")[0].rstrip("0")) <= 4
+    assert len({json.dumps(proposal.values) for proposal in made.made}) == 20
 
 
 def test_several_changes_of_the_environment_are_no_choice():
@@ -165,63 +187,100 @@ def test_several_changes_of_the_environment_are_no_choice():
 
 
 def test_a_search_ends_when_nothing_new_is_left(tmp_path):
-    made = Proposals(tmp_path, searching("--search 9 --n-step 1:3"), SimpleNamespace(number=0))
-    suggested = [made.suggest(str(number)) for number in range(4)]
-    assert {one["trials"][0].flags["n_step"] for one in suggested[:3]} == {1, 2, 3}
-    assert suggested[3] == "FINISHED"
+    made = Proposals(tmp_path, searching("--search 9 --seeds 1 --n-step 1:3"))
+    steps = {made.next_job().trial.flags["n_step"] for _ in range(3)}
+    assert steps == {1, 2, 3}
+    assert made.next_job() is None
+
+
+def test_the_runs_of_a_proposal_pause_at_each_cut_and_go_on_before_another_starts(proposals):
+    made = proposals()
+    pauses = []
+    for averages in (3, 6, 10):
+        jobs = [made.next_job() for _ in range(2)]
+        assert [job.trial for job in jobs] == made.made[0].trials
+        pauses += [job.pause for job in jobs]
+        for job in jobs:
+            leave_again(made.folder, job.trial, *[-150] * averages)
+            line = made.take_in(job.trial, failed=False)
+    assert pauses == [300, 300, 600, 600, math.inf, math.inf]
+    assert line.endswith("seeds 0,1: episode_return_avg -150.000")
+    assert made.next_job().trial == made.made[1].trials[0]
 
 
 def test_a_resumed_search_keeps_results_goes_on_with_the_unfinished_and_proposes_on(proposals):
     before = proposals()
-    for number, finished in enumerate([True, False, False]):
-        trials, _ = ask(before, str(number))
-        for seed, trial in enumerate(trials):
-            leave(before.folder, trial, -200, -150 - number - seed, finished=finished)
-    result = {"finished": True, "episode_return_avg": -151.0}
-    before.on_trial_complete("0", result)
-    before.on_trial_complete("1", result | {"finished": False})  # ASHA has stopped it
+    train(before, *[-150] * 10)
+    assert "stopped early at step 300: episode_return_avg -160" in train(before, *[-160] * 3)
+    interrupted = before.next_job().trial
+    leave_again(before.folder, interrupted, *[-170] * 2)
     after = proposals()
-    assert [one.values for one in after.made] == [one.values for one in before.made]
-    assert [one.last for one in after.ended] == [-151, -152]
-    known = [trial for trial in after._ot_study.trials if trial.value is not None]
-    told = [(trial.params, trial.value) for trial in known]
-    assert told == [(one.values, one.last) for one in after.ended]
-    assert after.suggest("3") == {"trials": before.made[2].trials}
-    assert ask(after, "4")[0] not in [one.trials for one in before.made]
-    assert [one.stopped for one in proposals().made] == [False, True, False, False]
+    assert [proposal.values for proposal in after.made] == [one.values for one in before.made]
+    known = [(t.params, t.state, t.value) for t in after.study.get_trials()]
+    finished, stopped, _ = after.made
+    assert known == [
+        (finished.values, TrialState.COMPLETE, -150),
+        (stopped.values, TrialState.PRUNED, -160),
+    ]
+    assert after.count == 28
+    assert after.next_job().trial == interrupted
+    assert after.next_job().trial in before.made[2].trials
+    assert after.next_job().trial in after.made[3].trials
+    assert [proposal.stopped for proposal in proposals().made] == [False, True, False, False]
 
 
-def test_a_signal_stops_no_proposal_for_good(proposals):
+def test_a_failed_proposal_is_reported_and_tried_again_by_a_resumed_search(proposals):
     made = proposals()
-    ask(made, "0")
-    made.stop.number = signal.SIGINT
-    made.on_trial_complete("0", {"finished": False, "episode_return_avg": -200.0})
-    assert not proposals().made[0].stopped
+    assert f"failed: see {made.folder}" in train(made, -200, failed=True)
+    assert proposals().next_job().trial == made.made[0].trials[0]
 
 
 def test_asha_stops_what_is_worse_than_before_and_no_ties(proposals):
     made = proposals()
-    for number in range(3):
-        trials, _ = ask(made, str(number))
-        for trial in trials:
-            leave(made.folder, trial, -200, -150 - number)
-    asha = scheduler(300, made.made)  # they have evaluations at steps 100 and 200
+    for average in (-150, -151, -152):
+        train(made, *[-200] * 3, *[average] * 7)
+    again = proposals()  # a resumed search knows what they were at the cuts
+    assert train(again, *[-200] * 3) is None, "a tie"
+    assert train(again, *[-200] * 5, -151) is None, "at the median"
+    assert train(again, *[-199] * 10) is not None, "its end"
+    assert "stopped early at step 300" in train(again, *[-200.5] * 3)
+    assert train(again, *[-200] * 3) is None
+    assert "stopped early at step 600" in train(again, *[-200] * 5, -151.5)
 
-    def decide(name, step, average):
-        asha.on_trial_add(None, SimpleNamespace(trial_id=name))
-        result = {"step": step, "episode_return_avg": average}
-        return asha.on_trial_result(None, SimpleNamespace(trial_id=name), result)
 
-    assert decide("tie", 100, -200) == decide("median", 200, -151) == "CONTINUE"
-    assert decide("worse", 200, -151.5) == "STOP"
-    assert decide("too early to tell", 80, -300) == "CONTINUE"
+def test_the_picture_of_a_search_has_choices_in_their_order(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
+    made = Proposals(tmp_path, searching("--search 3 --seeds 1 --n-step 1 10 2 --max-steps 1000"))
+    for average in (-150, -140, -130):
+        job = made.next_job()
+        leave_again(tmp_path, job.trial, *[average] * 10)
+        made.take_in(job.trial, failed=False)
+    with contextlib.suppress(FileNotFoundError):  # nothing is written
+        draw_search(tmp_path / "search.png", made.search.searched, made.made)
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "10", "2"]
+    shown = {float(x): y for x, y in axes.collections[0].get_offsets()}
+    choices = ["1", "10", "2"]
+    assert shown == {choices.index(p.values["n_step"]): p.last for p in made.made}
+
+
+def test_the_budget_counts_what_was_trained(tmp_path):
+    made = Proposals(tmp_path, searching("--search 2 --seeds 1 --n-step 1:3 --max-steps 1000"))
+    for averages in (10, 3):
+        job = made.next_job()
+        leave_again(tmp_path, job.trial, *[-150 - averages] * averages)
+        made.take_in(job.trial, failed=False)
+    made.made[-1].stopped = True
+    text = "ASHA stopped 1 of 2 proposals early: 1300 steps trained instead of 2000, 35% saved"
+    assert budget(tmp_path, made.made) == text
 
 
 def confirmed(*finals):
     """The verdict about one or two proposals and a preset with the given last evaluations."""
     proposals = [{"gamma": "0.9"}, {"gamma": "0.99"}][: len(finals) - 1]
     trials = searching("--search 1 --gamma 0.9 0.99").confirmation(proposals)
-    results = pd.DataFrame({"folder": [f"{trial.name}-log" for trial in trials]})
+    results = pd.DataFrame({"folder": [trial.log_folder for trial in trials]})
     results["configuration"] = [trial.configuration for trial in trials]
     results["episode_return_avg"] = [average for averages in finals for average in averages]
     return verdict(results, trials)

@@ -1,7 +1,9 @@
-"""The files that set the tool up agree with each other, and with what they say."""
+"""The files that set the tool up agree with each other, and the documents with the program."""
 
 import ast
+import csv
 import graphlib
+import importlib
 import re
 import stat
 import sys
@@ -10,11 +12,39 @@ import pytest
 from conftest import ROOT, run_command
 
 import run
-from harness.arguments import flag
+from harness.environments import check_environment, make_environment
 
 README = (ROOT / "README.md").read_text()
-QUICK_START = re.findall(r"^python3 -m venv .+$", README, re.MULTILINE)
-NAMES = {"pillow": "PIL"}
+DOCUMENTS = [
+    "README.md",
+    "assets/README.md",
+    "harness/README.md",
+    "tests/README.md",
+    ".github/CONTRIBUTING.md",
+]
+PROGRAMS = ["run", "see", "sweep", "bench"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+TRAINING, TESTING = (
+    "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt "
+    "&& .venv/bin/python run.py --preset tuned",
+    "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt "
+    "&& .venv/bin/python -m pytest",
+)
+IMPORTED_AS = {"pillow": "PIL"}
+# Programs, a plugin of pytest's, and what Ray Tune needs.
+NEVER_IMPORTED = {"mypy", "pre_commit", "ruff", "pytest_xdist", "pyarrow"}
+
+
+def blocks(text, language=""):
+    """The code blocks of a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def package(line):
+    return re.split(r"[=\[]", line)[0]
+
+
+# Requirements
 
 
 def pins(name):
@@ -23,19 +53,26 @@ def pins(name):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda p: p.name)
-def test_every_requirement_is_pinned(path):
-    for line in pins(path.name):
-        assert re.match(r"^[A-Za-z0-9_.\[\]-]+==[0-9.]+(; .+)?$", line), line
+def test_every_requirement_is_pinned_and_has_a_reason(path):
+    above = ""
+    for line in path.read_text().splitlines():
+        if not line.startswith(("#", "-r")):
+            assert re.match(r"^[A-Za-z0-9_.\[\]-]+==[0-9.]+(; .+)?$", line), line
+            assert above.startswith("# ") or package(above) == package(line), line
+        above = line
 
 
 def imports_of(path):
-    """The modules that a file imports, by their full names."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The modules that a file imports when it runs, by their full names."""
+    nodes = [ast.parse(path.read_text())]
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes.extend(ast.iter_child_nodes(node))
 
 
 def test_every_requirement_is_used_and_every_import_required():
@@ -44,13 +81,22 @@ def test_every_requirement_is_used_and_every_import_required():
     lazy = re.findall(r'LazyModule\("(\w+)"\)', (ROOT / "harness/backend.py").read_text())
     own = {path.stem for path in paths} | {"harness"}
     pinned = {
-        re.split(r"[=\[]", line)[0].replace("-", "_")
+        package(line).replace("-", "_")
         for path in ROOT.glob("requirements*.txt")
         for line in pins(path.name)
     }
-    # ruff is a program, pytest-xdist is pytest's, and pyarrow is Ray Tune's.
-    needed = {NAMES.get(name, name) for name in pinned} - {"ruff", "pytest_xdist", "pyarrow"}
+    needed = {IMPORTED_AS.get(name, name) for name in pinned - NEVER_IMPORTED}
     assert needed == (imported | set(lazy)) - own - set(sys.stdlib_module_names)
+
+
+def test_the_conda_environment_refers_to_the_same_pins():
+    text = (ROOT / "environment.yml").read_text()
+    assert re.search(r"^name: tutorial$", text, re.MULTILINE)
+    assert re.search(r"^ +- -r requirements\.txt$", text, re.MULTILINE)
+    assert "==" not in text
+
+
+# Modules
 
 
 def test_imports_point_one_way_and_form_no_circle():
@@ -61,53 +107,121 @@ def test_imports_point_one_way_and_form_no_circle():
     graph = {name: set(imports_of(path)) & modules.keys() for name, path in modules.items()}
     for name, imported in graph.items():
         if name.startswith("harness"):
-            assert all(other.startswith("harness") for other in imported), name
+            assert all(other.startswith(("harness", "loggers")) for other in imported), name
         else:
             assert name in ("sweep", "bench") or not imported & {"sweep", "bench", "see"}, name
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_the_conda_environment_refers_to_the_same_pins():
-    text = (ROOT / "environment.yml").read_text()
-    assert re.search(r"^name: tutorial$", text, re.MULTILINE)
-    assert re.search(r"^ +- -r requirements\.txt$", text, re.MULTILINE)
-    assert "==" not in text
+# The checks
 
 
-def test_the_quick_start_has_two_commands_each_complete_in_itself():
-    assert QUICK_START == [
-        "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt "
-        "&& .venv/bin/python run.py",
-        "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt "
-        "&& .venv/bin/python -m pytest",
-    ]
+def test_the_quick_start_has_two_commands_each_in_a_block_of_its_own():
+    quick_start = README.partition("## Quick start")[2].partition("\n## ")[0]
+    assert blocks(quick_start) == [TRAINING + "\n", TESTING + "\n"]
 
 
-def test_ci_runs_the_readmes_test_command():
+def test_the_checks_run_the_readmes_test_command_and_keep_a_developers_environment():
     path = ROOT / ".ci" / "run"
     assert path.stat().st_mode & stat.S_IXUSR
     text = path.read_text()
-    assert "rm -rf .venv" not in text and "mktemp -d" in text  # a developer's own is kept
-    assert "ruff check" in text and "ruff format --check" in text and "README.md" in text
+    assert "rm -rf .venv" not in text and "mktemp -d" in text
+    assert all(part in text for part in ("ruff check", "ruff format --check", "mypy"))
+    pattern = re.search(r"grep -m1 -E '(.+?)' README\.md", text)[1]
+    lines = [line for line in README.splitlines() if re.search(pattern, line)]
+    assert lines == [TESTING]
 
 
-def test_the_readme_names_files_and_flags_that_exist():
-    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", README):
-        assert (ROOT / name).exists(), name
-    known = (ROOT / "harness/arguments.py").read_text() + "".join(map(flag, run.HYPERPARAMETERS))
-    for path in ("sweep.py", "bench.py"):
-        known += (ROOT / path).read_text() if (ROOT / path).exists() else ""
-    for command in re.findall(r"python (?:run|see|sweep|bench)\.py[^\n`]*", README):
-        for name in re.findall(r"(?<= )--[a-z][a-z-]*", command):
-            assert name in known, command
+def test_the_workflow_runs_the_checks_on_every_python_that_the_readme_names():
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert re.findall(r'"(3\.\d+)"', text) == PYTHONS
+    assert "run: .ci/run" in text
+    assert "You need Python {}, {} or {}.".format(*PYTHONS) in README
 
 
-def test_the_readme_is_short():
-    assert len(README.splitlines()) < 200
+def test_the_hooks_use_pinned_programs():
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: python -m (\w+)", text)
+    assert set(entries) == {"ruff", "mypy"}
+    assert set(entries) <= {package(line) for line in pins("requirements-dev.txt")}
 
 
-def test_the_readmes_lines_for_plain_keras_reach_the_flag():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# The documents
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_to_a_file(name):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", (ROOT / name).read_text())
+    assert links
+    for link in links:
+        assert ((ROOT / name).parent / link).exists(), link
+
+
+@pytest.fixture
+def flags_of(capsys):
+    """The flags of each program, as its --help names them."""
+    found = {}
+    for program in PROGRAMS:
+        with pytest.raises(SystemExit):
+            importlib.import_module(program).main(["--help"])
+        found[program] = set(re.findall(r"--[a-z][a-z-]*[a-z]", capsys.readouterr().out))
+    return found
+
+
+def test_every_flag_of_a_document_is_one_of_its_program(flags_of):
+    ours = set.union(*flags_of.values()) | {"--help", "--logdir"}
+    for name in DOCUMENTS:
+        text = re.sub(r"\s+", " ", (ROOT / name).read_text())
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text.replace("--check", "")):
+            assert flag in ours, (name, flag)
+        for program, words in re.findall(r"python (\w+)\.py([^`]*)`", text):
+            for flag in re.findall(r" (--[a-z][a-z-]*[a-z])", words):
+                assert flag in flags_of[program], (name, program, words)
+
+
+def test_how_it_works_names_functions_of_run_py():
+    names = re.findall(r"^\d\. `(\w+)`", README, re.MULTILINE)
+    assert names and all(callable(getattr(run, name)) for name in names)
+
+
+def test_the_map_of_the_house_shows_every_module():
+    folder = ROOT / "harness"
+    links = set(re.findall(r"\]\(([\w/]+\.py)\)", (folder / "README.md").read_text()))
+    modules = {str(path.relative_to(folder)) for path in folder.glob("**/*.py")}
+    assert links == {name for name in modules if not name.endswith("__init__.py")}
+
+
+def test_every_row_of_what_can_go_wrong_names_a_test_that_exists():
+    text = (ROOT / "tests/README.md").read_text()
+    names = re.findall(r"`(test_\w+)`", text)
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    defined = re.findall(r"^def (test_\w+)", sources, re.MULTILINE)
+    assert names and set(names) <= set(defined), set(names) - set(defined)
+
+
+def test_the_readmes_own_environment_is_learned(here):
+    (code,) = blocks(README, "python")
+    (command,) = re.findall(r"^python run\.py (--env hallway:.*)$", README, re.MULTILINE)
+    (here / "hallway.py").write_text(code)
+    result = run_command("run.py", *command.split(), "--seed", "1", "--name", "x", cwd=here)
+    assert (result.returncode, result.stderr) == (0, "")
+    with open(here / "x-log/evaluations.csv", newline="") as file:
+        assert float(list(csv.DictReader(file))[-1]["episode_return_avg"]) == -10
+
+
+def test_the_readmes_own_environment_may_be_gymnasiums(here):
+    (code,) = blocks(README, "python")
+    line = "import gym  # or: import gymnasium as gym\n"
+    assert line in code
+    code = code.replace(line, "import gymnasium as gym\n").replace("Hallway-v0", "Passage-v0")
+    (here / "hallway_of_gymnasium.py").write_text(code)
+    env = make_environment("hallway_of_gymnasium:Passage-v0")
+    check_environment(env)
+    assert env.package == "gymnasium"
+
+
+def test_the_lines_for_plain_keras_reach_the_flag():
+    (code,) = blocks((ROOT / "assets/README.md").read_text(), "python")
     assert run_command("-c", code, cwd=ROOT).stdout == "reached the flag\n"
 
 

@@ -1,6 +1,8 @@
 import itertools
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -8,11 +10,13 @@ import time
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, load_weights, snapshot_of_2018
+from conftest import ROOT, config_of_2018, load_weights, snapshot_of_2018
 
 from harness.environments import make_environment
 from harness.errors import UsageError
-from harness.snapshot_reader import unpack
+from harness.model_config import dense_layers
+from harness.snapshot_reader import SnapshotFile, read_snapshot
+from harness.snapshots import load_snapshot
 from harness.state import Episode, Progress, load_state, save_state
 from harness.whole_files import write_sealed
 
@@ -57,7 +61,7 @@ def read_all(paths):
         assert seconds < 10, path
         assert gigabytes < 2, path
         arrays = path.with_name(path.name + ".out").read_bytes()
-        results.append(None if status else unpack(arrays)[0])
+        results.append(None if status else SnapshotFile.from_bytes(arrays).weights)
     return results
 
 
@@ -129,11 +133,13 @@ def test_160_damaged_snapshots_without_checksum_crash_and_hang_nothing(tmp_path)
 
 def test_200_damaged_states_are_refused(tmp_path):
     path = tmp_path / "state.npz"
-    arrays = np.arange(3, dtype=np.float32), np.arange(700, dtype=np.float32).reshape(350, 2)
-    progress = Progress(Episode(3, 7, [0, 1, 2]), *arrays, step=40)
+    arrays = [np.arange(n, dtype=np.float32) for n in (2, 3, 700)]
+    arrays[2] = arrays[2].reshape(350, 2)
+    progress = Progress(Episode(3, 7, [0, 1, 2]), *arrays, "python run.py", step=40)
     save_state(path, {"gamma": 0.99}, progress, {"rng": np.random.default_rng(1)})
-    loaded = load_state(path)["progress"]
-    assert equal((loaded.q_values, loaded.q_validation_observations), arrays)
+    loaded = load_state(path).progress
+    observed = loaded.observation, loaded.q_values, loaded.q_validation_observations
+    assert equal(observed, arrays)
     data = path.read_bytes()
     for content in damaged(data, 200, seed=3):
         path.write_bytes(content)
@@ -247,23 +253,33 @@ def not_finite(file):
     file[KERNEL][0, 0] = np.nan
 
 
+def without_description(change):
+    """The same change of a file whose `layer_names` say what is in it."""
+
+    def changed(file):
+        del file.attrs["model_config"]
+        change(file)
+
+    return changed
+
+
 @pytest.mark.parametrize(
     "change",
     [deep, loop, many_times, large_many_times, disguise, numbers, no_names, not_finite],
 )
 def test_a_file_of_another_structure_is_refused(tmp_path, change):
     path = tmp_path / "harm.h5"
-    path.write_bytes(snapshot_of_2018(random_weights(), change))
+    path.write_bytes(snapshot_of_2018(random_weights(), without_description(change)))
     refused(path)
     assert read_all([path]) == [None]
 
 
-def test_nothing_of_a_model_but_its_numbers_is_used(tmp_path, tensorflow):
+def test_nothing_of_a_model_is_executed(tmp_path, tensorflow):
     import keras
 
     marker = tmp_path / "executed"
     code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
-    harm = keras.layers.Lambda(eval(f"lambda x: ({code}, x)[1]"), output_shape=(8,))
+    harm = keras.layers.Lambda(eval(f"lambda x: ({code}, x)[1]"), output_shape=(8,), name="harm")
     dense = keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)
     model = keras.Sequential([keras.layers.Input((2,)), dense[0], harm, dense[1]])
     path = tmp_path / "lambda.h5"
@@ -273,9 +289,13 @@ def test_nothing_of_a_model_but_its_numbers_is_used(tmp_path, tensorflow):
     with h5py.File(path, "a") as file:
         file.attrs["custom_objects"] = np.void(pickled)
         file["model_weights"].attrs["backend"] = np.void(pickled)
-    weights = load_weights(path, make_environment("MountainCar-v0"))
-    assert equal(weights, model.get_weights())
+    assert "layer 'harm' is of type Lambda" in refused(path)
+    with h5py.File(path, "a") as file:
+        description = file.attrs.pop("model_config")
+    assert equal(load_weights(path, make_environment("MountainCar-v0")), model.get_weights())
     assert not marker.exists()
+    with h5py.File(path, "a") as file:
+        file.attrs["model_config"] = description
     keras.models.load_model(path, safe_mode=False, compile=False)(np.zeros((1, 2), np.float32))
     assert marker.exists()  # so the file could have
 
@@ -296,3 +316,297 @@ def test_a_file_larger_than_any_snapshot_is_refused(tmp_path):
         file.truncate(2**40)  # takes no room on the disk
     assert refused(path).endswith("the file is larger than any snapshot")
     assert read_all([path]) == [None]
+
+
+def chain(keras, *layers):
+    return keras.Sequential([keras.layers.Input((2,)), *layers])
+
+
+def residual(keras):
+    observations = keras.layers.Input((2,))
+    first = keras.layers.Dense(8, activation="relu")(observations)
+    second = keras.layers.Dense(8, activation="relu")(first)
+    added = keras.layers.Add(name="shortcut")([first, second])
+    return keras.Model(observations, keras.layers.Dense(3)(added))
+
+
+def gated(keras):
+    observations = keras.layers.Input((2,))
+    hidden = keras.layers.Dense(8, activation="relu")(observations)
+    output = keras.layers.Dense(2)(hidden)
+    return keras.Model(observations, keras.layers.Multiply(name="gate")([output, observations]))
+
+
+def shared(keras):
+    observations = keras.layers.Input((2,))
+    twice = keras.layers.Dense(2, activation="relu", name="twice")
+    return keras.Model(observations, keras.layers.Dense(3)(twice(twice(observations))))
+
+
+def two_heads(keras):
+    observations = keras.layers.Input((2,))
+    hidden = keras.layers.Dense(8, activation="relu")(observations)
+    return keras.Model(observations, [keras.layers.Dense(3)(hidden), keras.layers.Dense(1)(hidden)])
+
+
+def nested(keras):
+    inner = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(2)], name="inner")
+    return chain(keras, inner, keras.layers.Dense(3))
+
+
+def between(kind, first="relu", **options):
+    """A chain of two Dense layers with a layer of another kind before the last of them."""
+
+    def make(keras):
+        layer = getattr(keras.layers, kind)(**options, name="odd")
+        return chain(keras, keras.layers.Dense(8, first), layer, keras.layers.Dense(3))
+
+    return make
+
+
+OTHER_NETWORKS = {
+    "layer 'odd' has the activation tanh; expected relu": between(
+        "Dense", units=8, activation="tanh"
+    ),
+    "layer 'odd' has the activation linear; expected relu": between("Dense", units=8),
+    "layer 'odd' has no bias; expected one": between(
+        "Dense", units=8, activation="relu", use_bias=False
+    ),
+    "layer 'odd' is of type Rescaling; expected a chain": between("Rescaling", scale=10.0),
+    "layer 'odd' is of type Dropout; expected a chain": between("Dropout", rate=0.5),
+    "layer 'odd' has the activation 'ReLU with limits'; expected relu": between(
+        "ReLU", max_value=6, first="linear"
+    ),
+    "layer 'odd' has the activation tanh; expected relu, after a Dense layer": between(
+        "Activation", activation="tanh", first="linear"
+    ),
+    "layer 'odd' has the activation relu; expected relu, after a Dense layer without": between(
+        "Activation", activation="relu", first="tanh"
+    ),
+    "layer 'odd' has the activation LeakyReLU; expected relu": lambda keras: chain(
+        keras,
+        keras.layers.Dense(8, activation=keras.layers.LeakyReLU(), name="odd"),
+        keras.layers.Dense(3),
+    ),
+    "layer 'odd' has the activation softmax; expected linear": lambda keras: chain(
+        keras,
+        keras.layers.Dense(8, activation="relu"),
+        keras.layers.Dense(3, activation="softmax", name="odd"),
+    ),
+    "layer 'inner' is of type Sequential; expected a chain": nested,
+    "layer 'shortcut' is of type Add; expected a chain": residual,
+    "layer 'gate' multiplies by the observations, not a mask": gated,
+    "layer 'twice' is used more than once": shared,
+    "its network has 2 outputs; expected one": two_heads,
+}
+
+
+@pytest.mark.parametrize("says", OTHER_NETWORKS)
+def test_a_network_other_than_ours_is_refused_by_its_layer(tmp_path, tensorflow, says):
+    import keras
+
+    path = tmp_path / "other.h5"
+    OTHER_NETWORKS[says](keras).save(path)
+    assert says in refused(path)
+
+
+def test_relu_layers_of_their_own_are_read_as_the_same_network(tmp_path, tensorflow, capsys):
+    import keras
+
+    model = chain(
+        keras,
+        keras.layers.Dense(8),
+        keras.layers.ReLU(),
+        keras.layers.Dense(6),
+        keras.layers.Activation("relu"),
+        keras.layers.Dense(5, activation=keras.activations.relu),
+        keras.layers.Dense(3, activation=keras.activations.linear),
+    )
+    model.save(tmp_path / "layers.h5")
+    assert equal(load_snapshot(tmp_path / "layers.h5").weights, model.get_weights())
+    assert "assumed" not in capsys.readouterr().out
+
+
+def test_the_layers_are_ordered_by_their_connections_not_by_the_file(tmp_path):
+    weights = random_weights((2, 8, 8, 3))
+
+    def reverse(file):
+        layers = file["model_weights"]
+        layers.attrs["layer_names"] = layers.attrs["layer_names"][::-1]
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"].reverse()
+        file.attrs["model_config"] = json.dumps(config)
+
+    path = tmp_path / "reversed.h5"
+    path.write_bytes(snapshot_of_2018(weights, reverse))
+    assert equal(load_snapshot(path).weights, weights)
+
+
+def test_weights_without_a_description_are_read_and_a_line_says_what_is_assumed(
+    tmp_path, tensorflow, capsys
+):
+    import keras
+    from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+    # More than ten layers: dense_10 comes before dense_2 in the file.
+    hidden = [keras.layers.Dense(units, activation="relu") for units in range(4, 16)]
+    model = chain(keras, *hidden, keras.layers.Dense(3))
+    with h5py.File(tmp_path / "keras2.h5", "w") as file:
+        save_weights_to_hdf5_group(file, model)
+    model.save_weights(tmp_path / "keras3.weights.h5")
+    for name in ("keras2.h5", "keras3.weights.h5"):
+        path = tmp_path / name
+        assert equal(load_snapshot(path).weights, model.get_weights())
+        assert capsys.readouterr().out == (
+            f"{path} holds weights only: its hidden layers are assumed to be ReLU\n"
+        )
+    normalised = chain(keras, hidden[0], keras.layers.BatchNormalization(), keras.layers.Dense(3))
+    normalised.save_weights(tmp_path / "normalised.weights.h5")
+    assert "layer 'batch_normalization' has weights" in refused(tmp_path / "normalised.weights.h5")
+
+
+def described_as(text):
+    """The change of a file that gives it another `model_config`."""
+
+    def change(file):
+        file.attrs["model_config"] = text
+
+    return change
+
+
+def altered(**changes):
+    """A description whose layer `dense_2` has other settings."""
+    config = config_of_2018(random_weights((2, 8, 8, 3)))
+    for layer in config["config"]["layers"]:
+        if layer["name"] == "dense_2":
+            layer["config"].update(changes)
+    return json.dumps(config)
+
+
+def connected(name, *sources):
+    """A description in which one layer takes other layers' outputs."""
+    config = config_of_2018(random_weights((2, 8, 8, 3)))
+    for layer in config["config"]["layers"]:
+        if layer["name"] == name:
+            layer["inbound_nodes"] = [[[source, 0, 0, {}] for source in sources]]
+    return json.dumps(config)
+
+
+def renamed(name):
+    return json.dumps(config_of_2018(random_weights((2, 8, 8, 3)))).replace("dense_2", name)
+
+
+HOSTILE = {
+    "huge": ("[" + "0," * 2**21 + "0]", "isn't a text of at most"),
+    "deep lists": ("[" * 10**6, "isn't JSON"),
+    "deep dicts": ('{"a":' * 10**5, "isn't JSON"),
+    "deep connection": (connected("dense_2").replace("[[]]", "[" * 200 + "]" * 200), "isn't a"),
+    "no JSON": ("{'class_name': Model}", "isn't JSON"),
+    "NaN": (altered(units=float("nan")), "isn't JSON"),
+    "long number": (altered().replace("8", "8" * 9000), "isn't JSON"),
+    "a list": ("[]", "isn't a description"),
+    "a number": ("7", "isn't a description"),
+    "no layers": ('{"class_name": "Model", "config": {}}', "isn't a description"),
+    "layers of numbers": (
+        '{"class_name": "Sequential", "config": {"layers": [1, 2]}}',
+        "isn't a description",
+    ),
+    "a layer's name is a number": (
+        '{"class_name": "Sequential", "config": [{"class_name": "Dense", "config": {"name": 3}}]}',
+        "isn't a description",
+    ),
+    "units are a text": (altered(units="8"), "isn't a description"),
+    "an activation is a number": (altered(activation=8), "isn't a description"),
+    "other units": (altered(units=9), "layer 'dense_2' has 9 units, but weights for 8"),
+    "fewer layers": (
+        json.dumps(config_of_2018(random_weights((2, 8, 3)))),
+        "layer 'dense_2' has 3 units, but weights for 8",
+    ),
+    "more layers": (
+        json.dumps(config_of_2018(random_weights((2, 8, 8, 8, 3)))),
+        "layer 'dense_3' has 8 units, but weights for 3",
+    ),
+    "a layer without arrays": (renamed("multiply_2"), "it has no 'multiply_2'"),
+    "two of a name": (renamed("dense_1"), "have the same name"),
+    "a circle": (connected("dense_1", "dense_3"), "layer 'dense_3' takes 'dense_2'"),
+    "no such source": (connected("dense_1", "nowhere"), "isn't a description"),
+    "a branch": (connected("dense_3", "dense_1"), "layer 'dense_2' doesn't lead to the output"),
+    "another mask": (connected("multiply", "dense_3"), "layer 'multiply' multiplies 'dense_3'"),
+    "another model": ('{"class_name": "Robot", "config": []}', "its model is of type Robot"),
+    "control characters": (
+        renamed("\\u001b[2J\\n\\ud800").replace('"relu"', '"tanh"'),
+        "has the activation tanh",
+    ),
+    "a long name": (renamed("x" * 10**5), "it has no 'xxxx"),
+    "a path": (renamed("../dense_2"), "it has no '../dense_2'"),
+    "no text": (np.arange(5), "its attribute 'model_config' isn't a text"),
+    "texts": (["{}"] * 5, "its attribute 'model_config' isn't a text"),
+    "nothing": (h5py.Empty("S10"), "its attribute 'model_config' isn't a text"),
+    "bytes": (b"\xff\xfe", "isn't JSON"),
+}
+
+
+def described(name):
+    """The bytes of a snapshot whose `model_config` is one of HOSTILE."""
+    return snapshot_of_2018(random_weights((2, 8, 8, 3)), described_as(HOSTILE[name][0]))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_description_of_no_model_or_of_another_one_is_refused(name):
+    with pytest.raises(ValueError, match=re.escape(HOSTILE[name][1])):
+        read_snapshot(described(name))
+
+
+def test_hostile_descriptions_take_little_time_and_memory(tmp_path):
+    paths = write_files(tmp_path, map(described, HOSTILE))
+    assert read_all(paths) == [None] * len(HOSTILE)
+
+
+@pytest.mark.parametrize("name", ["control characters", "a long name", "deep lists"])
+def test_a_hostile_description_gets_one_plain_line(tmp_path, name):
+    path = tmp_path / "harm.h5"
+    path.write_bytes(described(name))
+    assert HOSTILE[name][1] in refused(path)
+
+
+def test_keras_1_and_its_words_are_understood():
+    dense = [
+        {"name": "dense_1", "output_dim": 8, "activation": "linear", "bias": True},
+        {"name": "dense_2", "output_dim": 3, "activation": "linear", "bias": True},
+    ]
+    relu = {"class_name": "Activation", "config": {"name": "relu_1", "activation": "relu"}}
+    layers = [{"class_name": "Dense", "config": config} for config in dense]
+    layers.insert(1, relu)
+    found = dense_layers(json.dumps({"class_name": "Sequential", "config": layers}))
+    assert [layer.name for layer in found] == ["dense_1", "dense_2"]
+
+
+ODD_VALUES = [None, True, -1, 1.5, "", [], {}, [[]], ["a", 0, 0], "Dense", "Multiply", "relu"]
+
+
+def altered_at_random(value, share, rng):
+    """A JSON value, of which a share of the parts is missing or something else."""
+    if rng.random() < share:
+        return rng.choice(ODD_VALUES)
+    if isinstance(value, dict):
+        kept = [name for name in value if rng.random() > share]
+        return {name: altered_at_random(value[name], share, rng) for name in kept}
+    if isinstance(value, list):
+        return [altered_at_random(part, share, rng) for part in value if rng.random() > share]
+    return value
+
+
+def test_2000_descriptions_altered_at_random_are_read_or_refused():
+    rng = random.Random(4)
+    with h5py.File(ROOT / "assets" / "mountain.h5") as file:
+        configs = [json.loads(file.attrs["model_config"])]
+    configs.append(config_of_2018(random_weights()))
+    refusals = set()
+    for number in range(2000):
+        config = altered_at_random(configs[number % 2], rng.choice([0.001, 0.01, 0.05]), rng)
+        try:
+            dense_layers(json.dumps(config))
+        except ValueError as error:
+            refusals.add(str(error))
+    assert len(refusals) > 50
+    assert all(refusal.isprintable() for refusal in refusals)

@@ -28,13 +28,12 @@ kill = signal.raise_signal
 def state_of(folder):
     """A run's whole state, the times that it took left out."""
     state = load_state(folder / STATE_FILE)
-    progress = asdict(state["progress"]) | {"seconds": None}
+    progress = asdict(state.progress) | {"seconds": None, "command": None}
     progress["episode"]["seconds"] = None
     progress["evaluations"] = [results[:-1] for results in progress["evaluations"]]
-    names = "q_values", "q_validation_observations"
-    arrays = state["arrays"] | {name: progress.pop(name) for name in names}
-    settings = state["settings"] | {"name": None, "command": None}
-    return settings, progress, state["generators"], arrays
+    names = "observation", "q_values", "q_validation_observations"
+    arrays = state.arrays | {name: progress.pop(name) for name in names}
+    return state.settings | {"name": None}, progress, state.generators, arrays
 
 
 def assert_same_end(folder, expected):
@@ -63,7 +62,7 @@ def assert_whole(folder):
         json.loads((folder / "config.json").read_text())
     if (folder / "evaluations.csv").exists():
         assert re.fullmatch(
-            r"step,.*\n(\d+,\d+(,[^,\n]+){3}\n)+", (folder / "evaluations.csv").read_text()
+            r"step,.*\n(\d+,\d+,\d+(,[^,\n]+){3}\n)+", (folder / "evaluations.csv").read_text()
         )
     if (folder / STATE_FILE).exists():
         load_state(folder / STATE_FILE)
@@ -147,11 +146,12 @@ def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(
         assert training.exitcode == status, training.output
         assert "Traceback" not in training.output
         assert lines[-1].endswith("run.py --resume stopped-log")
-        reached = load_state(folder / STATE_FILE)["progress"]
-        assert lines[-2] == f"Stopped at step {reached.step}, to go on:"
+        state = load_state(folder / STATE_FILE)
+        reached = state.progress
+        assert lines[-2] == f"Stopped at step {reached.step}. Resume with:"
         assert step in (None, reached.step)
         assert (folder / f"stopped-{reached.step}.h5").exists()
-        repeating |= reached.repeats_left > 0
+        repeating |= state.arrays["exploration.repeat"][1] > 0
         assert_whole(folder)
         assert_events_whole(folder)
         command = "--resume stopped-log"
@@ -204,14 +204,15 @@ def test_ctrl_c_while_tensorflow_is_imported_saves_and_can_be_resumed(unbroken, 
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, "")
-    assert re.search(r"Stopped at step 0, to go on:\n\S+ \S*run.py --resume import-log\n$", output)
+    assert re.search(
+        r"Stopped at step 0\. Resume with:\n\S+ \S*run.py --resume import-log\n$", output
+    )
     assert train_forked(tmp_path, "--resume import-log").exitcode == 0
     assert_same_end(tmp_path / "import-log", unbroken(EVERYTHING))
 
 
 def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monkeypatch):
-    reader = tmp_path / "reader.py"
-    reader.write_text("import os, sys; print(os.getpgrp(), file=sys.stderr); sys.exit(2)")
+    reader = "import os, sys; print(os.getpgrp(), file=sys.stderr); sys.exit(2)"
     path = tmp_path / "x.h5"
     path.write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setattr(snapshots, "READER", reader)

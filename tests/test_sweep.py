@@ -1,25 +1,18 @@
 import argparse
 import itertools
+import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from sweeping import SWEEP, make
 
 import run
 import sweep
-from harness.arguments import flag, parse_arguments
+from harness.flags import ANY_TASK, Parser, flag
 from harness.settings import training_settings
 from harness.sweeps.cluster import ray_options
 from harness.sweeps.grid import Trial, parse_seeds
-
-SWEEP = Path(sweep.__file__)
-
-
-def make(*arguments):
-    """The trials that a command line stands for; one text is split at its spaces."""
-    _, trials = sweep.plan(arguments[0].split() if len(arguments) == 1 else arguments)
-    return trials
 
 
 @pytest.mark.parametrize(
@@ -45,11 +38,11 @@ def test_other_seeds_are_refused(text):
 def test_every_combination_runs_with_every_seed():
     trials = make("--seeds 3 --learning-rate 0.001 0.0005 --hidden 32,32 64,64")
     rates, sizes = ("0.001", "0.0005"), ("32,32", "64,64")
-    assert [(t.configuration, t.seed) for t in trials] == [
+    assert [(trial.configuration, trial.seed) for trial in trials] == [
         (f"--learning-rate {rate} --hidden {hidden}", seed)
         for rate, hidden, seed in itertools.product(rates, sizes, range(3))
     ]
-    assert len({t.name for t in trials}) == 12
+    assert len({trial.name for trial in trials}) == 12
 
 
 def test_every_hyperparameter_takes_several_values():
@@ -61,13 +54,20 @@ def test_every_hyperparameter_takes_several_values():
 
 def test_a_trial_is_the_run_that_its_flags_start():
     flags = "--preset tuned --epsilon 0.2 --set gravity=0.002 --set force=0.002 --until -110.0"
-    (one,) = make(f"--seeds 4-4 {flags}")
-    assert " ".join(one.arguments) == flags
-    given = parse_arguments(one.arguments, run.HYPERPARAMETERS, run.PRESETS)
-    settings = training_settings(given, run.HYPERPARAMETERS, run.PRESETS)
+    (trial,) = make(f"--seeds 4-4 {flags}")
+    assert " ".join(trial.arguments) == flags
+    parser = Parser(prog="run.py")
+    parser.add_flags(run.ALL_FLAGS, ANY_TASK)
+    given = parser.parse(trial.arguments)
+    given["set"] = dict(given["set"])
+    settings = training_settings(given, run.ALL_FLAGS, run.PRESETS)
     assert (settings.epsilon, settings.n_step) == (0.2, run.PRESETS["tuned"]["n_step"])
     assert settings.set == {"gravity": 0.002, "force": 0.002}
-    assert (one.seed, one.max_steps, settings.until) == (4, run.MAX_STEPS, -110)
+    assert (trial.seed, trial.max_steps, settings.until) == (
+        4,
+        run.PRESETS["tuned"]["max_steps"],
+        -110,
+    )
 
 
 def test_a_value_given_twice_runs_once():
@@ -89,9 +89,30 @@ def test_without_flags_the_tutorials_settings_run_with_ten_seeds():
     assert [t.name for t in make("")] == [f"preset-tutorial-seed-{seed}" for seed in range(10)]
 
 
-def test_a_name_tells_the_flags_and_the_seed():
-    (one,) = make("--seeds 3-3 --preset tuned --learning-rate 1e-5 --hidden 8,8")
-    assert one.name == "preset-tuned-learning-rate-1e-05-hidden-8,8-seed-3"
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("--preset tuned --gamma 0.9 0.99 --epsilon 0.1", ["gamma-0.9", "gamma-0.99"]),
+        ("--learning-rate 1e-5 0.1 --hidden 8,8", ["learning-rate-1e-05", "learning-rate-0.1"]),
+        (
+            "--set gravity=0.002 gravity=0.003 --set force=0.002",
+            ["set-gravity=0.002", "set-gravity=0.003"],
+        ),
+        ("--preset tuned --max-steps 1000", ["preset-tuned"]),
+        ("--max-steps 1000", ["run"]),
+        ("", ["preset-tutorial"]),
+    ],
+)
+def test_only_what_differs_names_a_configuration(arguments, names):
+    assert [trial.name for trial in make(f"--seeds 3-3 {arguments}")] == [
+        f"{name}-seed-3" for name in names
+    ]
+
+
+def test_added_seeds_keep_the_names():
+    asked = sweep.parse_arguments(["--seeds", "2", "--max-steps", "1000"])
+    before, after = sweep.plan(asked), sweep.plan(asked, [0, 1, 2])
+    assert [trial.name for trial in after[:2]] == [trial.name for trial in before]
 
 
 def test_long_names_are_cut_and_stay_unique():
@@ -120,16 +141,16 @@ def test_nodes_of_a_cluster_are_sent_the_programs_and_the_package_alone():
     [
         ("--seeds 0", "--seeds: expected how many"),
         ("--epsilon 0.1 2", "--epsilon: expected a number from 0 to 1"),
-        ("--preset best", "invalid choice: 'best'"),
+        ("--preset best", "--preset: expected one of tutorial, tuned, not 'best'"),
         ("--jobs 0", "--jobs: expected a whole number"),
-        ("--nonsense", "unrecognized arguments"),
+        ("--nonsense", "unrecognized argument --nonsense"),
         ("--address nowhere:1", "no cluster answers there"),
-        ("--resume nowhere", "missing, damaged or of another version"),
+        ("--resume nowhere", "--resume 'nowhere': no such folder; there is no sweep here"),
+        ("--resume .", "it has no sweep.json"),
         ("--resume x --gamma 0.9", "--gamma: a resumed sweep keeps what it was started with"),
         ("--eval-every 0", "a run is judged by its last evaluation"),
-        ("--set gravity=1 --set gravity=2", "a number is changed twice"),
         ("--batch-size 64 60000", "--batch-size: expected no more than the --buffer-size"),
-        ("--env Nowhere-v0", "gym can't make it"),
+        ("--env Nowhere-v0", "neither gym nor gymnasium knows it"),
         ("--set gravity=1 speed=2", "no such number"),
         ("--gamma 0.9:0.99", "--gamma: a range needs --search N"),
         ("--confirm 2", "--confirm does nothing without --search"),
@@ -164,11 +185,16 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, here, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"version": 1, "arguments": [], "seeds": [1]}', '{"version": 2, "seeds": [1]}',
-     '{"version": 2, "arguments": ["--gamma", "2"], "seeds": [1]}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        '{"version": 1, "arguments": [], "seeds": [1]}',
+        '{"version": VERSION, "seeds": [1]}',
+        '{"version": VERSION, "arguments": ["--gamma", "2"], "seeds": [1]}',
+    ],
+)
 def test_a_damaged_sweep_file_is_refused(text, here, capsys):
-    (here / "sweep.json").write_text(text)
+    (here / "sweep.json").write_text(text.replace("VERSION", json.dumps(sweep.VERSION)))
     with pytest.raises(SystemExit, match="2"):
         sys.exit(sweep.main(["--resume", "."]))
     assert capsys.readouterr().err.count("\n") == len(list(here.iterdir())) == 1

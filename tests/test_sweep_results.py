@@ -1,36 +1,26 @@
 import contextlib
+import json
 import math
 import os
 import pty
 
 import pytest
+from sweeping import leave, make
 
 pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.state import Episode, Progress, save_state
 from harness.sweeps.grid import Trial
 from harness.sweeps.pictures import draw_curves
+from harness.sweeps.progress import is_finished
 from harness.sweeps.results import interval, make_row, summarise
-from harness.sweeps.tables import report, summary_table
+from harness.sweeps.tables import show_results, summary_table
 
 
 def trial(seed=0, solved_from=-110.0, **flags):
     return Trial(flags or {"gamma": 0.9}, seed, 300, solved_from)
-
-
-def leave(folder, trial, *averages, finished=True):
-    """Leave in the sweep's folder what a run does, that has an evaluation every 100 steps."""
-    log_folder = folder / f"{trial.name}-log"
-    log_folder.mkdir()
-    rows = [f"{100 * i},{i},{average},-56.0,{2.0 * i}" for i, average in enumerate(averages, 1)]
-    header = "step,episode,episode_return_avg,avg_max_q_value,seconds"
-    (log_folder / "evaluations.csv").write_text("\n".join([header, *rows]) + "\n")
-    progress = Progress(Episode(1, 0), np.zeros(1), np.zeros((0, 2)), step=100 * len(averages))
-    settings = {"max_steps": progress.step + (not finished), "until": None}
-    save_state(log_folder / "state.npz", settings, progress, {})
 
 
 @pytest.fixture
@@ -140,7 +130,7 @@ def folder(tmp_path):
 
 
 def test_the_three_tables_are_ready_for_pandas(folder):
-    report(*folder)
+    show_results(*folder)
     results = pd.read_csv(folder[0] / "results.csv")
     assert list(results["status"]) == ["finished"] * 5 + ["failed"]
     assert list(results["episode_return_avg"][:5]) == [-100, -101, -102, -103, -104]
@@ -158,7 +148,7 @@ def test_the_three_tables_are_ready_for_pandas(folder):
 
 def test_the_report_shows_every_configuration_that_has_finished_runs(folder, capsys):
     path, trials, failed = folder
-    results = report(path, [*trials, trial(gamma=0.123)], failed)
+    results = show_results(path, [*trials, trial(gamma=0.123)], failed)
     assert set(results["status"]) == {"finished", "failed", "unfinished"}
     printed = capsys.readouterr().out
     for text in ("3 of 3", "2 of 3", "[9, 99] %", "1 failed", "-101.0", "± 1.0"):
@@ -190,7 +180,8 @@ def test_a_run_that_ended_early_keeps_its_last_evaluation_in_the_curves(tmp_path
     evaluations["step"] = [1000, 1000, 2000]
     evaluations["episode_return_avg"] = [-200, -150, -110]
     with contextlib.suppress(FileNotFoundError):  # nothing is written
-        draw_curves(tmp_path / "curves.png", evaluations)
+        draw_curves(tmp_path / "curves.png", evaluations, "--gamma 0.9")
+    assert figures[0].axes[0].get_title() == "--gamma 0.9"
     (line,) = figures[0].axes[0].lines
     assert line.get_label() == "c (n = 2)"
     assert line.get_xydata().tolist() == [[1000, -175], [2000, -130]]
@@ -201,12 +192,55 @@ def test_the_report_outlives_its_terminal(folder):
     os.close(ours)
     with contextlib.suppress(OSError), open(theirs, "w") as screen:
         with contextlib.redirect_stdout(screen):
-            report(*folder)
+            show_results(*folder)
         (folder[0] / "survived").touch()
     assert (folder[0] / "survived").exists()
 
 
 def test_an_interrupted_sweep_without_a_finished_run_shows_no_table(tmp_path, capsys):
-    assert list(report(tmp_path, [trial()], {})["status"]) == ["unfinished"]
+    assert list(show_results(tmp_path, [trial()], {})["status"]) == ["unfinished"]
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "learning_curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("averages", "changes", "finished"),
+    [
+        ([-150, -105], {}, True),
+        ([], {"max_steps": 100}, False),
+        ([-150, -105], {"max_steps": 300}, False),
+        ([-150, -105], {"max_steps": 300, "until": -110, "until_reached": True}, True),
+        ([-150, -105], {"max_steps": 300, "until": -110}, False),
+        ([-150, math.nan], {"max_steps": 300, "until": -110}, False),
+    ],
+)
+def test_a_run_is_finished_at_its_last_step_or_when_it_is_good_enough(
+    averages, changes, finished, tmp_path
+):
+    ended = trial()
+    leave(tmp_path, ended, *averages)
+    config = tmp_path / ended.log_folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    assert is_finished(tmp_path / ended.log_folder) == finished
+
+
+def test_a_run_that_was_killed_before_its_last_save_is_not_finished(tmp_path):
+    leave(tmp_path, trial(), -150, -105)
+    snapshot = tmp_path / trial().log_folder / f"{trial().name}-200.h5"
+    snapshot.unlink()
+    assert not is_finished(tmp_path / trial().log_folder)
+    assert not is_finished(tmp_path / "nowhere-log")
+
+
+def test_a_grid_of_two_by_two_fits_a_terminal_of_80_by_24(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    grid = "--learning-rate 0.001 0.0005 --hidden 32,32 64,64"
+    trials = make(f"--seeds 10 --preset tuned --max-steps 10000 --eval-every 5000 {grid}")
+    for finished in trials:
+        leave(tmp_path, finished, -180, -150, -120 - finished.seed)
+    show_results(tmp_path, trials, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "All runs have --preset tuned --max-steps 10000 --eval-every 5000"
+    assert max(map(len, lines[:-1])) <= 80 and len(lines) < 24
+    assert "--preset" not in "".join(lines[1:])
+    assert sum("--hidden 32,32" in line for line in lines) == 2

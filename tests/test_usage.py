@@ -12,8 +12,8 @@ from conftest import ROOT, load_weights, run_command, snapshot_of_2018
 
 import run
 import see
-from harness.arguments import flag
 from harness.environments import make_environment
+from harness.flags import flag
 from harness.log_folder import create_log_folder
 from harness.snapshots import save_snapshot
 
@@ -27,22 +27,20 @@ class Odd(gym.Env):
         self.observation_space, self.action_space = observations, actions
 
 
-BOX, PAIR = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
-for name, observations, actions in [
-    ("Image", gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), PAIR),
-    ("Dict", gym.spaces.Dict({"a": BOX}), PAIR),
-    ("Number", gym.spaces.Discrete(5), PAIR),
-    ("Two", BOX, gym.spaces.MultiDiscrete([2, 2])),
-]:
-    gym.register(
-        f"{name}-v0", entry_point=Odd, kwargs={"observations": observations, "actions": actions}
-    )
+gym.register(
+    "Two-v0",
+    entry_point=Odd,
+    kwargs={
+        "observations": gym.spaces.Box(-1, 1, (2,)),
+        "actions": gym.spaces.MultiDiscrete([2, 2]),
+    },
+)
 
 
 def bounds():
     for name, row in run.HYPERPARAMETERS.items():
-        pair = "{0}" if not isinstance(row.default, tuple) else "32,{0}"
-        whole = not isinstance(row.default, float)
+        pair = "{0}" if row.type is not tuple else "32,{0}"
+        whole = row.type is not float
         step = 1 if whole else max(abs(row.most), 1) * 1e-3
         yield name, pair.format(row.least - step if row.least else -1)
         yield name, pair.format(row.most + step)
@@ -54,13 +52,13 @@ def bounds():
 @pytest.mark.parametrize(("name", "value"), bounds())
 def test_a_hyperparameter_out_of_its_bounds_is_refused(refused, name, value):
     error = refused(f"{flag(name)}={value}")
-    assert flag(name) in error and "expected a" in error
+    assert flag(name) in error and "expected " in error
 
 
 def test_the_bounds_themselves_are_accepted():
     for row in run.HYPERPARAMETERS.values():
         for bound in (row.least, row.most):
-            text = f"{bound:.9f}" if isinstance(row.default, float) else str(bound)
+            text = f"{bound:.9f}" if row.type is float else str(bound)
             assert row.parse(text) is not None
 
 
@@ -78,7 +76,7 @@ def test_every_number_of_the_tutorial_is_a_default():
         "epsilon": 0.01, "max_steps": 200000, "log_every": 2000, "snapshot_every": 50000,
         "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
         "n_step": 1, "initial_epsilon": 1.0, "epsilon_decay_steps": 0, "max_repeat": 1,
-        "scale_inputs": 0, "ema_momentum": 0.0,
+        "scale_inputs": 0.0, "ema_momentum": 0.0,
     }  # fmt: skip
 
 
@@ -97,28 +95,35 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--modle", "x.h5"], "unrecognized arguments: --modle x.h5"),
-        (["--max-step", "5"], "unrecognized arguments: --max-step 5"),
+        (["--modle", "x.h5"], "unrecognized argument --modle: did you mean --model?"),
+        (["--learning_rate", "1"], "unrecognized argument --learning_rate: did you mean "
+         "--learning-rate?"),
+        (["--lr=1"], "unrecognized argument --lr: did you mean --learning-rate?"),
+        (["--hiden", "8"], "did you mean --hidden?"),
+        (["--Seed", "8"], "did you mean --seed?"),
+        (["--speed-of-light", "8"], "unrecognized argument --speed-of-light (see --help)"),
+        (["-m", "x.h5"], "unrecognized argument -m"),
+        (["assets/mountain.h5"], "did you mean --model assets/mountain.h5?"),
+        (["x-log/"], "did you mean --model x-log/, or --resume x-log/?"),
+        (["fast"], "unexpected 'fast': each value follows its flag"),
+        (["--max-step", "5"], "unrecognized argument --max-step: did you mean --max-steps?"),
         (["--batch-size", "65", "--buffer-size", "64"], "--batch-size: expected no more than"),
         (["--train-start", "9", "--n-step", "10"], "--train-start: expected at least"),
         (["--initial-epsilon", "0.5"], "does nothing without --epsilon-decay-steps"),
         (["--until", "solved"], "expected a number from -1000000000 to 1000000000, not 'solved'"),
         (["--until", "nan"], "expected a number"),
         (["--until", "-110", "--eval-every", "0"], "--until needs evaluations"),
-        (["--train"], "--train goes on from a snapshot: name it with --model X.h5"),
+        (["--train"], "--train trains on from a snapshot: name it with --model X.h5"),
         (["--model", POLICY, "--until", "-110"], "--until does nothing when a policy is played"),
         (["--seed", "-1"], "--seed"),
         (["--seed", "2147483648"], "--seed"),
         (["--threads", "-1"], "--threads"),
         (["--preset", "best"], "--preset"),
-        (["--env", "MountainCra-v0"], "--env MountainCra-v0: gym can't make it"),
-        (["--env", "MountainCar-v7"], "--env MountainCar-v7: gym can't make it"),
+        (["--env", "MountainCra-v0"], "--env MountainCra-v0: neither gym nor gymnasium knows it"),
+        (["--env", "MountainCar-v7"], "--env MountainCar-v7: neither gym nor gymnasium knows it"),
         (["--env", ""], "--env"),
-        (["--env", "MountainCarContinuous-v0"], "its action is Box"),
-        (["--env", "Image-v0"], "its observation is Box"),
-        (["--env", "Dict-v0"], "its observation is Dict"),
-        (["--env", "Number-v0"], "its observation is Discrete"),
-        (["--env", "Two-v0"], "its action is MultiDiscrete"),
+        (["--env", "MountainCarContinuous-v0"], "its actions are Box"),
+        (["--env", "Two-v0"], "its actions are MultiDiscrete"),
         (["--set", "gravity"], "expected NAME=NUMBER"),
         (["--set", "gravity="], "expected NAME=NUMBER"),
         (["--set", "=1"], "expected NAME=NUMBER"),
@@ -131,16 +136,18 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--gif", "a.gif"], "--model"),
         (["--episodes", "3"], "--model"),
         (["--model", POLICY, "--epsilon", "0.1"], "--epsilon does nothing when a policy is played"),
-        (["--model", POLICY, "--eval", "--train"], "--eval does nothing when a policy is trained"),
-        (["--model", POLICY, "--train", "--scale-inputs", "1"], "--scale-inputs is for new"),
+        (["--model", POLICY, "--eval", "--train"], "--eval does nothing when a "
+         "snapshot's policy is trained further"),
+        (["--model", POLICY, "--train", "--scale-inputs", "1"], "--scale-inputs does nothing"),
         (["--model", POLICY, "--view", "--eval"], "--view opens a window, --eval doesn't"),
         (["--model", "x.h5"], "can't use x.h5: no such file"),
-        (["--model", "."], "can't use .: is a directory"),
-        (["--resume", "x-log"], "--resume: x-log/state.npz: no such folder"),
+        (["--model", "."], "--model: . isn't a log folder: there is no snapshot in it"),
+        (["--resume", "x-log"], "--resume 'x-log': no such folder; there is no run here"),
         (["--max-steps", "1.5e0"], "expected a whole number"),
         (["--set", "force=1", "--set", "force=2"], "a number is changed twice"),
         (["--name", "a\tb"], "expected a plain name without a path"),
-        (["--resume", ""], "expected a log folder such as NAME-log"),
+        (["--resume", ""], "--resume '': no such folder; there is no run here"),
+        (["--model", ""], "--model '': no such folder; there is no run here"),
         (["--max-steps", "0"], "expected a whole number from 1 to 1000000000, not '0'"),
         (["--resume", "x-log", "--model", "x.h5"], "--model does nothing when a run is resumed"),
         (["--test", "--seed", "1"], "--seed does nothing with --test"),

@@ -1,32 +1,28 @@
 """Watching an agent: the window, GIFs, frames, and the returns that are printed."""
 
+import gc
+import itertools
 import signal
+import sys
 import time
-from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOING_ON, start_command
+from conftest import start_command
 from gym.envs.classic_control import CartPoleEnv, MountainCarEnv
-from PIL import Image
+from PIL import GifImagePlugin, Image
+from players import play
 
 import run
 import see
-from harness import start, viewer
+from harness import start
 from harness.errors import UsageError
-from harness.frames import GIF_FRAME_MS, GIF_PAUSE_MS
+from harness.frames import GifWriter
+from harness.snapshots import Snapshot
 
 QUICK = {"goal_position": -1.0}  # the first step ends the episode
-
-
-def along_the_velocity(observation):
-    """A policy that reaches the flag."""
-    return 2 if observation[1] >= 0 else 0
-
-
-def play(policy=along_the_velocity, **given):
-    settings = Namespace(**{"env": "MountainCar-v0", "episodes": 1, "seed": 1, **given})
-    viewer.play(settings, GOING_ON, policy)
+CLOSING = "q or Escape closes the window"
 
 
 def names(folder):
@@ -40,7 +36,8 @@ def names(folder):
 def snapshot(monkeypatch):
     """The flags that play `along_the_velocity`, as if it had been learned."""
     weights = [np.array([[0, 0, 0], [-1, 0, 1]], np.float32), np.float32([0, 0, 1e-9])]
-    monkeypatch.setattr(start, "load_snapshot", lambda path: (weights, {}))
+    monkeypatch.setattr(start, "find_snapshot", Path)
+    monkeypatch.setattr(start, "load_snapshot", lambda path: Snapshot(weights, {}))
     return ["--model", "x.h5", "--seed", "7"]
 
 
@@ -64,7 +61,8 @@ def test_see_plays_five_random_episodes(monkeypatch, capsys):
     monkeypatch.setitem(MountainCarEnv.metadata, "render_fps", 10_000)
     assert see.main(["--seed", "1"]) == 0
     lines = [f"episode {n} return -200.0" for n in range(1, 6)]
-    assert capsys.readouterr().out.splitlines() == [*lines, "episode_return_avg -200.000"]
+    shown = [CLOSING, *lines, "episode_return_avg -200.000"]
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatch):
@@ -80,7 +78,8 @@ def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatc
     assert set(actions) == {0, 1}
     half = len(actions) // 2
     assert actions[:half] == actions[half:]
-    assert capsys.readouterr().out.count(f"Saved {half + 1} frames\n") == 2
+    frames = half - 2 + 1  # the check of the environment took each action once
+    assert capsys.readouterr().out.count(f"Saved {frames} frames in {here}\n") == 2
 
 
 def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
@@ -109,8 +108,8 @@ def test_a_gif_loops_and_is_small_and_pauses_at_the_end_with_the_car_at_the_flag
             picture.seek(frame)
             frames.append(np.asarray(picture.convert("RGB")).astype(int))
             milliseconds += picture.info["duration"]
-        assert picture.info["duration"] >= GIF_PAUSE_MS
-    assert milliseconds == 124 * GIF_FRAME_MS + GIF_PAUSE_MS
+        assert picture.info["duration"] == 1500
+    assert milliseconds == pytest.approx(124 * 1000 / 30 + 1500, abs=10)
     first, last = frames[0], frames[-1]
     assert (abs(last - [204, 204, 0]).max(axis=2) < 20).any()  # the flag is yellow
     right = np.s_[:, 520:]
@@ -123,7 +122,7 @@ def test_frames_are_named_after_episode_and_step(here, capsys):
     assert names(here) == expected
     with Image.open("2_000001.png") as picture:
         assert picture.size == (600, 400)
-    assert "Saved 4 frames\n" in capsys.readouterr().out
+    assert f"Saved 4 frames in {here}\n" in capsys.readouterr().out
 
 
 def test_existing_frames_are_refused_before_anything_is_played(here):
@@ -167,12 +166,120 @@ def test_pictures_that_cannot_be_made_are_refused_before_anything_is_played(here
 
 @pytest.mark.parametrize("flags", [{"gif": "x.gif"}, {"images": True}])
 def test_a_failure_to_write_is_one_line_even_without_the_systems_words(here, monkeypatch, flags):
-    def save(picture, path, *arguments, **options):
+    def fails(*arguments, **options):
         raise OSError("encoder error -2")
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Image.Image, "save", fails)
+    monkeypatch.setattr(GifImagePlugin, "getdata", fails)
     with pytest.raises(UsageError, match=r"^--\w+: can't write \S+: encoder error -2$"):
         play(set=QUICK, **flags)
+    assert names(here) == []
+
+
+def forwards(observation):
+    """A policy that walks to the end of the path."""
+    return 1
+
+
+def durations(path):
+    with Image.open(path) as picture:
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            yield picture.info["duration"]
+
+
+@pytest.mark.parametrize(
+    ("env", "milliseconds", "frames"),
+    [("Path", [100] * 6, 7), ("Timeless", [30] * 6, 7), ("Fast", [33, 33, 33], 4)],
+)
+def test_frames_last_as_long_as_the_environment_says(here, environments, env, milliseconds, frames):
+    play(forwards, env=f"paths:{env}-v0", gif="path.gif")
+    shown = list(durations("path.gif"))
+    assert shown[-1] == 1500
+    assert len(shown) <= 7
+    assert min(shown) >= 20  # browsers show shorter frames for 100 ms
+    assert sum(shown[:-1]) == pytest.approx(sum(milliseconds), abs=10)
+    assert len(shown) in (frames, frames + 1)
+
+
+def test_a_gif_shows_what_the_environment_drew(here, environments):
+    play(forwards, env="paths:Path-v0", gif="path.gif", episodes=2)
+    with Image.open("path.gif") as picture:
+        assert picture.n_frames == 14
+        for frame in range(14):
+            picture.seek(frame)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+            walked = frame % 7
+            expected = np.full((16, 112, 3), (0, 90, 0))
+            expected[:, 16 * walked : 16 * walked + 16] = 240, 200, 40
+            assert abs(pixels - expected).max() <= 30
+
+
+def test_colours_that_turn_up_later_are_shown(here):
+    with open("x.gif", "wb") as file:
+        gif = GifWriter(file)
+        for colour in ["black", "red", "lime", "blue", "white"]:
+            gif.add(Image.new("RGB", (8, 8), colour), 0.1)
+        gif.end()
+    with Image.open("x.gif") as picture:
+        shown = []
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            shown.append(picture.convert("RGB").getpixel((3, 3)))
+    assert shown == [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+
+
+def test_what_stands_still_is_stored_once(here):
+    with open("x.gif", "wb") as file:
+        gif = GifWriter(file)
+        for _ in range(1000):
+            gif.add(Image.new("RGB", (300, 300), "red"), 1 / 30)
+        gif.end()
+    assert sum(durations("x.gif")) == pytest.approx(1000 * 1000 / 30, abs=10)
+    assert (here / "x.gif").stat().st_size < 5000
+
+
+def test_a_long_gif_takes_no_more_memory_than_a_short_one(here, environments):
+    pictures = []
+    actions = itertools.count()
+
+    def backwards(observation):
+        action = next(actions)
+        if action % 10 == 5:
+            pictures.append(sum(isinstance(thing, Image.Image) for thing in gc.get_objects()))
+        return action % 2
+
+    play(backwards, env="paths:Path-v0", gif="path.gif", episodes=4)
+    assert len(pictures) == 20
+    assert max(pictures[10:]) <= max(pictures[:2])
+
+
+@pytest.mark.parametrize("flags", [{"gif": "x.gif"}, {"images": True}])
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ("paths:Silent-v0", "its render returns None; expected an array"),
+        ("paths:Films-v0", "its render returns a list; expected an array"),
+        ("paths:Floats-v0", r"its render returns an array \(16, 112, 3\) of float64; expected"),
+        ("paths:Texts-v0", "its metadata has no render mode rgb_array"),
+        ("fields:Field-v0", "its metadata has no render mode rgb_array"),
+        ("fields:DrawnWithoutRenderMode-v0", "its constructor takes no render_mode"),
+    ],
+)
+def test_environments_that_draw_no_picture_are_refused(here, environments, env, reason, flags):
+    with pytest.raises(
+        UsageError, match=f"^--env {env}: this environment can't be drawn: {reason}"
+    ):
+        play(forwards, env=env, **flags)
+    assert names(here) == []
+
+
+def test_a_missing_pygame_is_one_line_with_its_cure(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    for flags in {}, {"gif": "x.gif"}:
+        with pytest.raises(UsageError, match=r"pygame.*pip install pygame\b"):
+            play(**flags)
+    assert names(here) == []
 
 
 # The window
@@ -225,9 +332,26 @@ def test_closing_the_window_ends_with_the_average_so_far(titles, capsys, event):
 
     play(closes_in_episode_3, episodes=9, set=QUICK)
     lines = ["episode 1 return -1.0", "episode 2 return -1.0", "episode_return_avg -1.000"]
-    assert capsys.readouterr().out.splitlines() == lines
+    assert capsys.readouterr().out.splitlines() == [CLOSING, *lines]
 
 
 def test_without_a_completed_episode_there_is_no_average(titles, capsys):
     play(lambda observation: post("QUIT") or 1)
-    assert capsys.readouterr().out == "no episode was completed\n"
+    assert capsys.readouterr().out == f"{CLOSING}\nno episode was completed\n"
+
+
+def test_an_environment_without_a_window_of_its_own_is_shown_in_ours(titles, environments):
+    import pygame
+
+    sizes = []
+
+    def looks(observation):
+        screen = pygame.display.get_surface()
+        sizes.append((screen.get_size(), tuple(screen.get_at((16 * len(sizes) + 5, 5)))[:3]))
+        return 1
+
+    started = time.monotonic()
+    play(looks, env="paths:Path-v0")
+    assert time.monotonic() - started > 5 / 10
+    assert sizes == [((112, 16), (240, 200, 40))] * 6
+    assert titles[-1] == "Path-v0: episode 1, return -6, action 1"

@@ -1,11 +1,12 @@
 """Ray, started on this machine or found on a cluster, and files on their way between its nodes."""
 
-import functools
 import os
 import signal
 import socket
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UsageError
 
@@ -13,22 +14,24 @@ PROJECT = Path(__file__).parents[2]  # on a node of a cluster: the copy that Ray
 CONNECT_SECONDS = 5
 RAY = {  # what Ray reads when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # it would send statistics to its makers
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run writes its own events
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # It would kill its own small processes when the runs, or other programs, fill the memory.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Where Ray prints a page about a lost worker, the sweep has a line.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # The runs have the priority that run.py has; by default, any other program goes first.
+    "RAY_worker_niceness": "0",
 }
+starting_ray = False
 
 
-def ray_options(address, jobs):
+def ray_options(address: str | None, jobs: int | None) -> dict[str, Any]:
     """ray.init's options for this machine or a cluster; UsageError if none is at `address`."""
     if address is None:
         return {"address": "local", "include_dashboard": False, "num_cpus": jobs}
     if address != "auto":
         host, _, port = address.rpartition(":")
         try:  # Ray itself would try for many minutes
-            socket.create_connection((host.strip("[]"), port), CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             raise UsageError(f"--address {address}: no cluster answers there: {error}") from None
     # The nodes need not have this project; the programs and harness/ are sent to them.
@@ -38,30 +41,43 @@ def ray_options(address, jobs):
     return {"address": address, "runtime_env": environment}
 
 
-def start_ray(options):
+def start_ray(options: dict[str, Any]) -> None:
     """Start Ray, or connect to a cluster, until this program ends; UsageError if that fails."""
+    global starting_ray  # noqa: PLW0603
     os.environ.update(RAY)
     if options["address"] == "local":
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listens to this machine alone
     elif Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
-    from ray._private import services
 
     warnings.filterwarnings("ignore", module="ray")
-    # A signal to the process group, of a closed terminal say, is for this program, which then ends
-    # Ray's processes: they get groups of their own.
-    services.ConsolePopen = functools.partial(services.ConsolePopen, process_group=0)
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces it
+    starting_ray = True
     try:
-        # The live table has a line where Ray's log has a page about each failure.
         ray.init(log_to_driver=False, logging_level="CRITICAL", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"can't use Ray: {' '.join(str(error).split())}") from None
+    finally:
+        starting_ray = False
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def on_node(node, function, *arguments):
+def leave_process_group() -> None:
+    """Called in each child between fork and exec: Ray's processes get groups of their own.
+
+    A signal to the process group, of a closed terminal or of `timeout`, is for the sweep, which
+    then ends Ray's processes when the trials have saved their states.
+    """
+    if starting_ray:
+        os.setpgid(0, 0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=leave_process_group)
+
+
+def on_node(node: str, function: Callable, *arguments: object) -> Any:
     """What `function` returns on a node of the cluster."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -71,14 +87,14 @@ def on_node(node, function, *arguments):
     return ray.get(remote.remote(*arguments))
 
 
-def pack(folder, name):
-    """A trial's files, a dict of path: content."""
+def read_files(folder: Path, name: str) -> dict[Path, bytes]:
+    """A trial's files by their paths in the sweep's folder."""
     paths = [folder / f"{name}.txt", *(folder / f"{name}-log").rglob("*")]
     return {path.relative_to(folder): path.read_bytes() for path in paths if path.is_file()}
 
 
-def unpack(folder, files):
-    """Put into `folder` what `pack` packed."""
+def write_files(folder: Path, files: dict[Path, bytes]) -> None:
+    """Put into `folder` what `read_files` has read."""
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)

@@ -1,40 +1,28 @@
 """What the trials of a sweep came to: a row for each, and the statistics of each configuration."""
 
 import math
-from argparse import Namespace
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, bootstrap, trim_mean
 
-from harness.arguments import as_text
-from harness.errors import UsageError
-from harness.state import STATE_FILE, load_state
+from harness.flags import as_text
+from harness.sweeps.grid import Trial
+from harness.sweeps.progress import STOPPED, is_finished
 from harness.training_run import EVALUATIONS_FILE
 
 # The mean of the middle half (Agarwal et al. 2021, "… at the Edge of the … Precipice").
 interquartile_mean = partial(trim_mean, proportiontocut=0.25)
-STOPPED = "stopped early"
+Samples = Any  # what NumPy makes an array of
 JUDGED = ("finished", STOPPED)
 EVALUATION = ["step", "episode_return_avg", "seconds"]
 
 
-def progress_of(log_folder):
-    """A run's steps so far and whether it has reached its end; 0 and None if nothing is saved."""
-    try:
-        state = load_state(log_folder / STATE_FILE)
-    except UsageError:
-        return 0, None
-    return state["progress"].step, state["progress"].finished(Namespace(**state["settings"]))
-
-
-def is_finished(log_folder):
-    """Whether a run has reached its end; None if there is no state to go on from."""
-    return progress_of(log_folder)[1]
-
-
-def read_evaluations(log_folder):
+def evaluations_table(log_folder: Path) -> pd.DataFrame:
     """A run's evaluations so far, a DataFrame of step, episode_return_avg and seconds."""
     path = log_folder / EVALUATIONS_FILE
     if not path.exists():
@@ -42,20 +30,13 @@ def read_evaluations(log_folder):
     return pd.read_csv(path, usecols=EVALUATION)
 
 
-def common_evaluations(folder, trials):
-    """The mean episode_return_avg at each step that all trials have evaluated, a Series."""
-    runs = [read_evaluations(folder / f"{trial.name}-log").set_index("step") for trial in trials]
-    averages = pd.concat([run["episode_return_avg"] for run in runs], axis=1, join="inner")
-    return averages.mean(axis=1, skipna=False)
-
-
-def make_row(folder, trial, status=None):
+def make_row(folder: Path, trial: Trial, status: str | None = None) -> dict:
     """A trial's row of results.csv, a dict; a run is judged by its last evaluation.
 
     `status` is that of a trial which isn't finished; by default it is unfinished.
     """
-    log_folder = folder / f"{trial.name}-log"
-    evaluations = read_evaluations(log_folder)
+    log_folder = folder / trial.log_folder
+    evaluations = evaluations_table(log_folder)
     averages = evaluations["episode_return_avg"]
     last = evaluations.iloc[-1] if len(evaluations) else pd.Series(math.nan, EVALUATION)
     finished = is_finished(log_folder)
@@ -75,22 +56,22 @@ def make_row(folder, trial, status=None):
     }
 
 
-def interval(statistic, *samples, level=0.95):
+def interval(statistic: Callable, *samples: Samples, level: float = 0.95) -> Samples:
     """The bootstrap's interval of a statistic of samples along axis 0, NaN if it has none."""
-    samples = [np.asarray(sample, float) for sample in samples]
-    if any(len(sample) < 2 or np.isnan(sample).any() for sample in samples):
-        return np.full((2, *samples[0].shape[1:]), math.nan)
+    arrays = [np.asarray(sample, float) for sample in samples]
+    if any(len(array) < 2 or np.isnan(array).any() for array in arrays):
+        return np.full((2, *arrays[0].shape[1:]), math.nan)
     options = {"method": "percentile", "rng": np.random.default_rng(0), "confidence_level": level}
     # In batches, which take less memory.
-    return bootstrap(samples, statistic, batch=500, **options).confidence_interval
+    return bootstrap(arrays, statistic, batch=500, **options).confidence_interval
 
 
-def gain(finals, others):
+def gain(finals: Samples, others: Samples) -> float:
     """By how much the interquartile mean of `finals` is the higher one."""
     return interquartile_mean(finals) - interquartile_mean(others)
 
 
-def summarise(rows):
+def summarise(rows: pd.DataFrame) -> dict:
     """The statistics of a configuration, a dict, from the rows of its finished and failed trials.
 
     A failed one counts as not solved, and nowhere else.
@@ -116,7 +97,12 @@ def summarise(rows):
     }
 
 
-def make_tables(folder, trials, statuses, seeds=None):
+def make_tables(
+    folder: Path,
+    trials: Sequence[Trial],
+    statuses: dict[str, str],
+    seeds: Collection[int] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The DataFrames of results.csv, summary.csv and evaluations.csv.
 
     Args:
@@ -135,7 +121,7 @@ def make_tables(folder, trials, statuses, seeds=None):
         for _, group in results[compared].groupby("configuration", sort=False)
     )
     evaluations = pd.concat(
-        read_evaluations(folder / f"{trial.name}-log").assign(
+        evaluations_table(folder / trial.log_folder).assign(
             configuration=trial.configuration, seed=trial.seed
         )
         for trial in trials

@@ -1,17 +1,16 @@
 """What a search varies: ranges and choices of hyperparameters, checked before anything starts."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.arguments import Hyperparameter, as_text, flag
 from harness.errors import UsageError
-from harness.sweeps.grid import combinations, make_trials
+from harness.flags import LAST_SEED, Flag, Use, as_text, flag
+from harness.flags import Flags as Table
+from harness.settings import Presets
+from harness.sweeps.grid import Flags, Trial, Words, combinations, make_trials, shared_words
 
-# What a run learns and how it is judged: the same for all proposals, and for the preset.
-SHARED = ("preset", "env", "set", "max_steps", "eval_every", "eval_steps", "eval_epsilon")
-SHARED += ("log_every", "snapshot_every", "q_validation_size")
 FRESH_SEEDS = 10
-LAST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -22,19 +21,19 @@ class Range:
     high: float
 
     @property
-    def logarithmic(self):
+    def logarithmic(self) -> bool:
         """Whether it spans a decade or more."""
         return 0 < 10 * self.low <= self.high
 
 
-class RangeOrValue(Hyperparameter):
+class RangeOrValue(Flag):
     """A hyperparameter that may be given as a range, `A:B`."""
 
-    def parse(self, text):
+    def parse(self, text: str) -> object:
         """A Range or a value; raises ArgumentTypeError if one is out of bounds."""
         if ":" not in text:
             return super().parse(text)
-        if isinstance(self.default, tuple):
+        if self.type is tuple:
             raise argparse.ArgumentTypeError(f"expected layers, such as 32,32, not {text!r}")
         low, high = map(super().parse, text.split(":", 1))
         if low >= high:
@@ -42,50 +41,74 @@ class RangeOrValue(Hyperparameter):
         return Range(low, high)
 
 
+def value_of(known: Flag, value: object) -> object:
+    """A proposal's value of a flag: Optuna chooses among texts, or a number in a range."""
+    return known.parse(value) if isinstance(value, str) else known.check(value)
+
+
 @dataclass(frozen=True)
 class Search:
     """What a search is to try: its flags, each with a list of values, and its seeds."""
 
-    given: dict
-    searched: dict  # of its flags, those that vary: a Range or the choices
-    tables: tuple  # the hyperparameters and the presets, dicts
+    given: dict[str, list]
+    searched: dict[str, Range | list]  # of its flags, those that vary: a range or the choices
+    tables: tuple[Table, Presets]
     count: int  # of proposals
     confirmed: int  # the best so many
-    seeds: list
-    fresh_seeds: list
-
-    def flags(self, values):
-        """run.py's flags for a proposal, a dict of the searched flags' values."""
-        table, _ = self.tables
-        parsed = {name: [table[name].parse(as_text(value))] for name, value in values.items()}
-        return combinations(self.given | parsed)[0]
-
-    def trials(self, values):
-        """The trials of a proposal, one for each of the search's seeds."""
-        return make_trials([self.flags(values)], self.seeds, *self.tables)
-
-    def confirmation(self, proposals):
-        """The trials on fresh seeds of a list of values, then those of the preset to beat."""
-        configurations = [*map(self.flags, proposals), self.preset]
-        return make_trials(configurations, self.fresh_seeds, *self.tables)
+    seeds: list[int]
+    fresh_seeds: list[int]
 
     @property
-    def max_steps(self):
+    def fixed(self) -> Flags:
+        """The flags that all proposals have."""
+        fixed = {name: v for name, v in self.given.items() if name not in self.searched}
+        return combinations(fixed)[0]
+
+    @property
+    def shared(self) -> frozenset[Words]:
+        """The flags and values that name no proposal."""
+        return shared_words([self.fixed])
+
+    def flags(self, values: dict) -> Flags:
+        """run.py's flags for a proposal, a dict of the searched flags' values."""
+        table, _ = self.tables
+        parsed = {name: [value_of(table[name], value)] for name, value in values.items()}
+        return combinations(self.given | parsed)[0]
+
+    def trials(self, values: dict) -> list[Trial]:
+        """The trials of a proposal, one for each of the search's seeds."""
+        return make_trials([self.flags(values)], self.seeds, *self.tables, self.shared)
+
+    def confirmation(self, proposals: Sequence[dict]) -> list[Trial]:
+        """The trials on fresh seeds of a list of values, then those of the preset to beat."""
+        configurations = [*map(self.flags, proposals), self.preset]
+        return make_trials(configurations, self.fresh_seeds, *self.tables, self.shared)
+
+    @property
+    def max_steps(self) -> int:
         """The steps of each run."""
         return self.confirmation([])[0].max_steps
 
     @property
-    def preset(self):
+    def preset(self) -> Flags:
         """The flags of the preset that a proposal must beat."""
-        shared = {name: self.given[name] for name in SHARED if name in self.given}
+        table, _ = self.tables
+        # What a run learns and how it is judged is the same for all proposals, and for the preset.
+        shared = {k: v for k, v in self.given.items() if not table[k].uses & Use.SEARCH}
         return combinations({"preset": ["tutorial"]} | shared)[0]
 
 
-def plan_search(given, tables, counts, seeds, fresh):
+def plan_search(
+    given: dict[str, list],
+    tables: tuple[Table, Presets],
+    counts: tuple[int, int],
+    seeds: list[int],
+    fresh: list[int] | None,
+) -> Search:
     """The Search that flags ask for; UsageError if one can't be searched, or run.py refuses one.
 
     Args:
-        tables: of the hyperparameters and the presets.
+        tables: run.py's flags and presets.
         counts: of the proposals, and of those to confirm.
         fresh: seeds to confirm on; None for the ten after the search's.
     """
@@ -94,7 +117,7 @@ def plan_search(given, tables, counts, seeds, fresh):
         ranges = [value for value in values if isinstance(value, Range)]
         if name == "until":
             raise UsageError("--until: a search judges all runs after the same steps; leave it out")
-        if name in SHARED:
+        if not tables[0][name].uses & Use.SEARCH:
             if ranges or len(combinations({name: values})) > 1:
                 raise UsageError(f"{flag(name)}: a search can't vary it; give one value")
         elif ranges and len(values) > 1:
@@ -115,7 +138,7 @@ def plan_search(given, tables, counts, seeds, fresh):
     return search
 
 
-def refuse_ranges(given):
+def refuse_ranges(given: dict[str, list]) -> None:
     """Raise UsageError if one of a grid's flags, a dict of lists of values, has a range."""
     for name, values in given.items():
         if any(isinstance(value, Range) for value in values):

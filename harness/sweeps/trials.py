@@ -1,150 +1,197 @@
-"""The trials of a sweep under Ray Tune: each is a run.py of its own, on any node of a cluster."""
+"""The trials of a sweep, trained in Ray's worker processes, on any node of a cluster."""
 
 import contextlib
-import ctypes
 import math
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from functools import partial
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import ray
-from ray import tune
 from rich.live import Live
 
-from harness.sweeps.cluster import PROJECT, on_node, pack, unpack
-from harness.sweeps.results import common_evaluations, is_finished
-from harness.sweeps.tables import LiveTable, plain_console
+from harness.sweeps.grid import Trial
+from harness.sweeps.live_table import LiveTable, plain_console
+from harness.sweeps.worker import train_trial
+from harness.terminal import log
 
 RETRIES = 2
-POLL_SECONDS = 1
-STOP_SECONDS = 60
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-PR_SET_PDEATHSIG = 1
+POLL_SECONDS = 0.1
+# Each compiled training step leaves some 5 MB behind, which TensorFlow can't release.
+TRIALS_OF_A_WORKER = 25
 
 
-def start_run(folder, trial):
-    """Start a trial's run.py, or resume it where it stopped; return the process.
+class Stop(Protocol):
+    """A StopSignal, or what stands in for one."""
 
-    One that is finished already, though its node was lost then, ends at once when it is resumed.
+    number: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial that is to be trained until its first evaluation from step `pause` on."""
+
+    trial: Trial
+    pause: float = math.inf
+    retries: int = RETRIES
+
+
+class Plan(Protocol):
+    """What to train."""
+
+    count: int  # of the trials, or of a search's proposals, that end
+
+    def next_job(self) -> Job | None:
+        """What to train next; None if there is nothing now."""
+
+    def take_in(self, trial: Trial, failed: bool) -> str | None:
+        """Take in that a trial has paused, finished or failed; a line if one of `count` ended."""
+
+
+class Evaluations:
+    """Collects the evaluations of running trials, in a process of its own."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, tuple[int, float]] = {}
+
+    def add(self, name: str, step: int, episode_return_avg: float) -> None:
+        """Remember a trial's latest evaluation."""
+        self.latest[name] = step, episode_return_avg
+
+    def get(self) -> dict[str, tuple[int, float]]:
+        """The latest evaluations by the trials' names."""
+        return self.latest
+
+
+@ray.remote(num_cpus=1, max_retries=0, max_calls=TRIALS_OF_A_WORKER)
+def train(
+    main: Callable[..., int],
+    trial: Trial,
+    home: Path,
+    home_node: str,
+    pause: float,
+    evaluations: Any,
+) -> bool:
+    """Call `train_trial` in a worker process; `evaluations` is an actor of Evaluations, or None."""
+
+    def on_evaluation(step: int, episode_return_avg: float) -> None:
+        if evaluations:
+            evaluations.add.remote(trial.name, step, episode_return_avg)
+
+    return train_trial(main, trial, home, home_node, pause, on_evaluation)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all the trials of a sweep share."""
+
+    main: Callable[..., int]  # run.py's
+    folder: Path
+    jobs: int | None  # at a time; None for as many as there are cores
+    stop: Stop
+
+
+class Training:
+    """The training of what a plan asks for.
+
+    A trial that fails, or whose node is lost, is retried from its last saved state. Once the
+    sweep's `stop` is set, running trials save their state and end.
+
+    Attributes:
+        failed: the names of the trials that failed for good.
     """
-    log_folder = folder / f"{trial.name}-log"
-    command = [sys.executable, PROJECT / "run.py"]
-    resumed = is_finished(log_folder) is not None
-    if resumed:
-        command += ["--resume", log_folder.name]
-        if "env" in trial.flags:  # an environment of the user's own needs to be allowed again
-            command += ["--env", trial.flags["env"]]
-    else:
-        shutil.rmtree(log_folder, ignore_errors=True)
-        command += ["--name", trial.name, "--seed", str(trial.seed), *trial.arguments]
-    # Linux then kills the run with this process, in whose place Ray may start another one.
-    end_with_parent = LIBC and partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
-    with open(folder / f"{trial.name}.txt", "ab" if resumed else "wb") as output:
-        options = {"cwd": folder, "preexec_fn": end_with_parent, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
 
+    def __init__(self, sweep: Sweep, plan: Plan) -> None:
+        self.sweep, self.plan = sweep, plan
+        self.failed: set[str] = set()
+        self.home_node = ray.get_runtime_context().get_node_id()
+        self.running: dict[ray.ObjectRef, Job] = {}
+        self.retried: deque[Job] = deque()
+        self.table, self.console = LiveTable(plan.count), plain_console()
+        # Nobody needs the process that collects evaluations where they aren't shown.
+        self.evaluations = None
+        if self.console.is_terminal:
+            self.evaluations = ray.remote(Evaluations).options(num_cpus=0).remote()
+        self.latest: ray.ObjectRef | None = None  # what it has been asked for
 
-class TrialRun(tune.Trainable):
-    """Trials of one configuration, where Ray put them: processes of run.py, side by side."""
-
-    def setup(self, config):
-        """Start the runs, or go on with those whose folders hold a state to go on from."""
-        self.home, self.node, self.trials = config["folder"], config["node"], config["trials"]
-        self.away = ray.get_runtime_context().get_node_id() != self.node  # on another disk
-        self.folder = Path(tempfile.mkdtemp(prefix="sweep-")) if self.away else self.home
-        if self.away:
-            for trial in self.trials:
-                unpack(self.folder, on_node(self.node, pack, self.home, trial.name))
-        self.processes = [start_run(self.folder, trial) for trial in self.trials]
-        self.evaluations, self.reported = (), 0
-
-    def step(self):
-        """Wait a moment; return where the runs are: one evaluation after the other."""
-        running = [process for process in self.processes if process.poll() is None]
-        if running and self.reported == len(self.evaluations):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                running[0].wait(POLL_SECONDS)
-        finished = [
-            # A signal may have come after the last step, with a status of its own.
-            process.poll() is not None and is_finished(self.folder / f"{trial.name}-log")
-            for process, trial in zip(self.processes, self.trials, strict=True)
-        ]
-        self.evaluations = common_evaluations(self.folder, self.trials)
-        self.reported = min(self.reported + 1, len(self.evaluations))
-        for process, done in zip(self.processes, finished, strict=True):
-            if process.returncode is not None and not done:
-                self.cleanup()
-                raise RuntimeError(f"run.py ended with exit status {process.returncode}")
-        done = all(finished) and self.reported == len(self.evaluations)
-        if done:
-            self.cleanup()
-        result = {"done": done, "finished": done}  # Tune may change the first
-        for step, average in self.evaluations[: self.reported].tail(1).items():
-            return result | {"step": step, "episode_return_avg": average}
-        return result | {"step": 0, "episode_return_avg": math.nan}
-
-    def cleanup(self):
-        """End the runs, their states saved, and bring their files home."""
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-            process.kill()
-        if self.away and self.folder.exists():
-            for trial in self.trials:
-                on_node(self.node, unpack, self.home, pack(self.folder, trial.name))
-            shutil.rmtree(self.folder)
-
-    def reset_config(self, config):
-        """Take over other trials in this process, which spares Ray's start."""
-        self.cleanup()  # ASHA may have stopped the former
-        self.setup(config)
-        return True
-
-
-def run_trials(folder, jobs, stop, trials=(), **search):
-    """Run trials, as many at a time as there are cores, or `jobs`; return the names of the failed.
-
-    A trial that fails, or whose node is lost, is retried from its last saved state. Once `stop` is
-    set, running trials save their state and end.
-
-    Args:
-        search: instead of trials: TuneConfig's search_alg, scheduler and num_samples.
-    """
-    table = LiveTable(folder, search.get("num_samples", len(trials)), stop)
-    stopper = tune.stopper.NoopStopper()
-    stopper.stop_all = lambda: bool(stop.number)  # Tune asks again and again
-    space = {"folder": folder.resolve(), "node": ray.get_runtime_context().get_node_id()}
-    if not search:
-        space["trials"] = tune.grid_search([[trial] for trial in trials])
-    with tempfile.TemporaryDirectory() as storage:
-        tuner = tune.Tuner(
-            TrialRun,
-            param_space=space,
-            # A search's actor must end with its trial, or ASHA would stop no run.
-            tune_config=tune.TuneConfig(
-                reuse_actors=not search, max_concurrent_trials=jobs, **search
-            ),
-            run_config=tune.RunConfig(
-                storage_path=storage,
-                verbose=0,
-                stop=stopper,
-                callbacks=[table],
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-        live = Live(get_renderable=table.render, console=plain_console(), transient=True)
+    def run(self) -> None:
+        """Train until nothing is left, or a signal comes; say so if Ray itself fails."""
+        live = Live(get_renderable=self.table.render, console=self.console, transient=True)
         with contextlib.suppress(OSError), live:  # the terminal may be gone when it ends
             live.console.show_cursor()  # a second Ctrl-C would leave it hidden
             try:
-                tuner.fit()
+                self._train()
             except Exception as error:  # of any kind: the cluster's head is gone, say
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
                 print(f"sweep.py: error: Ray failed: {why}", file=sys.stderr)
-    return table.failed
+
+    def _train(self) -> None:
+        stop, stopping = self.sweep.stop, False
+        self._start_jobs()
+        while self.running:
+            if stop.number and not stopping:
+                stopping = True
+                states = (
+                    "trial saves its state"
+                    if len(self.running) == 1
+                    else "trials save their states"
+                )
+                log(f"Stopping: {len(self.running)} running {states}")
+                for reference in self.running:
+                    ray.cancel(reference)
+            ended, _ = ray.wait(list(self.running), timeout=POLL_SECONDS)
+            for reference in ended:
+                self._take_in(reference)
+            self._show_evaluations()
+            self._start_jobs()
+
+    def _start_jobs(self) -> None:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        home = self.sweep.folder.resolve()
+        while not self.sweep.stop.number and len(self.running) < (self.sweep.jobs or cores):
+            job = self.retried.popleft() if self.retried else self.plan.next_job()
+            if job is None:
+                return
+            arguments = job.trial, home, self.home_node, job.pause, self.evaluations
+            self.running[train.remote(self.sweep.main, *arguments)] = job
+            self.table.running[job.trial.name] = job.trial
+
+    def _take_in(self, reference: ray.ObjectRef) -> None:
+        """Take in the end of a job: it is done, or to be retried, or has failed."""
+        job = self.running.pop(reference)
+        del self.table.running[job.trial.name]
+        finished, failure = False, None
+        try:
+            finished = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            failure = str(error.cause)
+        except ray.exceptions.RayError as error:  # a crash, a node that is lost
+            failure = type(error).__name__
+        if self.sweep.stop.number and not finished:
+            return
+        if failure and job.retries:
+            log(f"Retrying {job.trial.name}: {failure}")
+            self.retried.append(Job(job.trial, job.pause, job.retries - 1))
+            return
+        if failure:
+            self.failed.add(job.trial.name)
+        line = self.plan.take_in(job.trial, bool(failure))
+        if line:
+            self.table.ended += 1
+            log(f"{self.table.ended}/{self.plan.count} {line}")
+
+    def _show_evaluations(self) -> None:
+        if not self.evaluations:
+            return
+        self.latest = self.latest or self.evaluations.get.remote()
+        if ray.wait([self.latest], timeout=0)[0]:
+            self.table.latest, self.latest = ray.get(self.latest), None
+
+
+def run_trials(sweep: Sweep, plan: Plan) -> set[str]:
+    """Train what a plan asks for; return the names of the trials that failed."""
+    training = Training(sweep, plan)
+    training.run()
+    return training.failed

@@ -1,0 +1,47 @@
+"""Whether what a program needs is installed; imports nothing but Python's own library.
+
+Each program asks before it imports anything else: a missing package is one line, no traceback.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
+MODULES = {"pillow": "PIL"}  # packages that are imported by another name
+
+
+def check_requirements(program: str, packages: Sequence[str] = ()) -> None:
+    """Exit with status 2 and one line if Python is too old or a package isn't installed.
+
+    Args:
+        program: such as run.py, named in the line.
+        packages: those that it needs; by default all of requirements.txt.
+    """
+    if sys.version_info < (3, 11):  # noqa: UP036, it is an older Python that must be told
+        _refuse(program, f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}")
+    missing = [
+        package
+        for package in packages or required_packages()
+        if not importlib.util.find_spec(MODULES.get(package, package))
+    ]
+    if missing:
+        install = [sys.executable, "-m", "pip", "install", "-r", os.path.relpath(REQUIREMENTS)]
+        _refuse(program, f"no package {', '.join(missing)}; to install: {shlex.join(install)}")
+
+
+def required_packages() -> list[str]:
+    """The names of the packages in requirements.txt."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    names = [re.match(r"[\w-]+(?===)", line) for line in lines]
+    return list(dict.fromkeys(name[0] for name in names if name))
+
+
+def _refuse(program: str, why: str) -> NoReturn:
+    print(f"{program}: error: {why}", file=sys.stderr)
+    sys.exit(2)
