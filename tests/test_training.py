@@ -427,7 +427,6 @@ def test_a_run_whose_name_begins_with_a_dash_can_be_watched(train, here, capsys)
     assert run.main([*words, "--episodes", "1"]) == 0
 
 
-@pytest.mark.skipif(np.__version__ >= "2", reason="gym's Acrobot needs NumPy 1")
 def test_acrobot_trains_too(train):
     folder, _ = train(env="Acrobot-v1", seed=1, name="acrobot", **{**SMALL, "max_steps": 400})
     assert np.isfinite(final_weights(folder, 400)).all()
