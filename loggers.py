@@ -116,10 +116,10 @@ class TensorBoardLogger:
         self, episode_number: int, step: int, episode_return_avg: float, avg_max_q_value: float
     ) -> None:
         """Print the line of an evaluation, and add it to the plots."""
-        log(
-            f"episode {episode_number} step {step} episode_return_avg {episode_return_avg:.3f} "
-            f"avg_max_q_value {avg_max_q_value:.3f}"
-        )
+        line = f"episode {episode_number} step {step} episode_return_avg {episode_return_avg:.3f}"
+        if not math.isnan(avg_max_q_value):  # of a snapshot's policy, before training has begun
+            line += f" avg_max_q_value {avg_max_q_value:.3f}"
+        log(line)
         self.log_scalars(
             step, episode_return_avg=episode_return_avg, avg_max_q_value=avg_max_q_value
         )

@@ -82,7 +82,7 @@ HYPERPARAMETERS = {
     "clipnorm": Flag(1.0, 1e-9, MANY, "longest gradient of all weights together"),
     "max_steps": Flag(MAX_STEPS, 1, MANY, "steps to train for", JUDGING | Use.CHANGE),
     "eval_every": Flag(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none", JUDGING),
-    "eval_steps": Flag(EVAL_STEPS, 1, MANY, "steps that an evaluation plays at least", JUDGING),
+    "eval_steps": Flag(EVAL_STEPS, 1, MANY, "least number of steps in an evaluation", JUDGING),
     "eval_epsilon": Flag(EVAL_EPSILON, 0, 1, "share of random actions in an evaluation", JUDGING),
     "log_every": Flag(LOG_EVERY, 1, MANY, "steps between log lines", JUDGING),
     "snapshot_every": Flag(
@@ -526,9 +526,9 @@ def main(
                 summarise(train(settings, folder, stop, None, state, on_evaluation))
         else:
             settings, weights = run_to_start(given, ALL_FLAGS, PRESETS)
+            folder = create_log_folder(settings.name)
             for warning in warnings(settings):
                 log(f"warning: {warning}")
-            folder = create_log_folder(settings.name)
             with locked(folder):
                 summarise(train(settings, folder, stop, weights, None, on_evaluation))
     except EnvironmentFault as error:

@@ -70,12 +70,14 @@ class Environment:
     def _use_actions(self, space: Any) -> None:
         spaces = _spaces_of(space)
         if spaces is None or not isinstance(space, spaces.Discrete):
-            raise UsageError(f"--env {self.id}: its actions are {space}; expected a Discrete space")
+            raise UsageError(
+                f"--env {self.id}: its action space is {space}; expected a Discrete one"
+            )
         self.n_actions, self._first_action = int(space.n), int(space.start)
         self.action_space = spaces.Discrete(self.n_actions) if self._first_action else space
 
     def _use_observations(self, space: Any) -> None:
-        spaces, expected = _spaces_of(space), f"--env {self.id}: its observation is {space}"
+        spaces, expected = _spaces_of(space), f"--env {self.id}: its observation_space is {space}"
         if spaces is None:
             raise UsageError(f"{expected}; expected a space of gym or gymnasium")
         kinds = spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary
@@ -94,7 +96,7 @@ class Environment:
         elif self.observation_size > MOST_FLATTENED:
             raise UsageError(
                 f"--env {self.id}: its observation has {self.observation_size:,} numbers; at most "
-                f"{MOST_FLATTENED:,} are flattened, since networks of dense layers see no pictures"
+                f"{MOST_FLATTENED:,} are flattened, since dense layers can't handle pictures"
             )
         else:
             self.observation_space = spaces.flatten_space(space)
@@ -207,8 +209,8 @@ class Environment:
         It trusts the observation: a cell that doesn't exist would be taken for another one.
         """
         with contextlib.suppress(Exception):
-            if _fits(self._spaces, self._composite, observation):
-                return self._spaces.flatten(self._composite, observation)
+            member = _member(self._spaces, self._composite, observation)
+            return self._spaces.flatten(self._composite, member)
         raise self._fault(
             f"its observation is {_shown(observation)}; its space says {self._composite}"
         )
@@ -381,17 +383,22 @@ def _parts(spaces: ModuleType, space: Any) -> Iterator[Any]:
         yield space
 
 
-def _fits(spaces: ModuleType, space: Any, value: Any) -> bool:
-    """Whether an observation is of its space; numbers in a Box may be of any size and dtype."""
+def _member(spaces: ModuleType, space: Any, value: Any) -> Any:
+    """An observation as its space wants it: lists become arrays, of any size and dtype in a Box.
+
+    Raises:
+        ValueError: if it isn't of its space; other errors if it isn't of that kind at all.
+    """
     if isinstance(space, spaces.Dict):
-        return all(_fits(spaces, part, value[name]) for name, part in space.spaces.items())
+        return {name: _member(spaces, part, value[name]) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return len(value) == len(space.spaces) and all(
-            _fits(spaces, part, one) for part, one in zip(space.spaces, value, strict=True)
-        )
-    if isinstance(space, spaces.Box):
-        return bool(np.shape(value) == space.shape)
-    return bool(space.contains(value))
+        parts = zip(space.spaces, value, strict=True)
+        return tuple(_member(spaces, part, one) for part, one in parts)
+    member = value if isinstance(space, spaces.Discrete) else np.asarray(value)
+    fits = member.shape == space.shape if isinstance(space, spaces.Box) else space.contains(member)
+    if not fits:
+        raise ValueError
+    return member
 
 
 def _shown(value: Any) -> str:

@@ -221,7 +221,7 @@ def flag(name: str) -> str:
 def as_text(value: object) -> str:
     """A setting's value as the command line takes it."""
     if isinstance(value, dict):
-        return " ".join(f"{name}={number}" for name, number in value.items()) or "nothing"
+        return " ".join(f"{name}={number}" for name, number in value.items()) or "none"
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 

@@ -15,6 +15,9 @@ import numpy as np
 
 from harness.errors import EnvironmentCrash, UsageError
 
+# What Python says of a constructor without that argument, or without any.
+NO_RENDER_MODE = r"unexpected keyword argument 'render_mode'|takes no arguments"
+
 
 def import_gym() -> Any:
     """Import gym, without its notice that it is unmaintained: no user can act on that."""
@@ -57,6 +60,8 @@ def find(env_id: str) -> tuple[Any, Any]:
     cure = "" if len(reasons) > 1 else "; if it is gymnasium's, pip install gymnasium"
     # The longer reason names a similar ID, or the versions that there are; else today's package.
     reason = max(reversed(reasons), key=len).rstrip(". ")
+    if colon:
+        reason += f", and importing {module} registered nothing of that name"
     raise UsageError(f"--env {env_id}: {asked}: {reason}{cure}")
 
 
@@ -77,7 +82,7 @@ def construct(env_id: str, package: Any, spec: Any, **arguments: Any) -> Any:
             other = gym.envs.registration.EnvSpec(spec.id, spec.entry_point, kwargs=spec.kwargs)
             other.reward_threshold = spec.reward_threshold
             return construct(env_id, gym, other)
-        if "unexpected keyword argument 'render_mode'" in str(error):
+        if "render_mode" in arguments and re.search(NO_RENDER_MODE, str(error)):
             raise UsageError(
                 f"--env {env_id}: this environment can't be drawn: its constructor takes no "
                 "render_mode"

@@ -112,8 +112,8 @@ def check_fit_for(env: Any, weights: Weights, path: Path) -> None:
     expected = env.observation_size, env.n_actions
     if found != expected:
         raise UsageError(
-            f"can't use {path}: it is for {found[0]} observed numbers and {found[1]} actions, "
-            f"{env.id} has {expected[0]} and {expected[1]}; is --env right?"
+            f"can't use {path}: its observations have {found[0]} numbers and its actions are "
+            f"{found[1]}, but {env.id} has {expected[0]} and {expected[1]}; is --env right?"
         )
 
 

@@ -1,8 +1,10 @@
 """What a run came to, and what to do next."""
 
+import contextlib
 import math
 
-from harness.log_folder import run_name
+from harness.errors import UsageError
+from harness.log_folder import run_name, snapshot_of
 from harness.terminal import command, log
 from harness.training_run import TrainingRun
 
@@ -25,14 +27,14 @@ def summarise(run: TrainingRun) -> None:
     learned = settings.train_start <= progress.step
     several = progress.episode.number > FEW_EPISODES
     if learned and several and not reached and -math.inf < best <= progress.worst_return < math.inf:
-        advice = "--preset tuned" if settings.preset != "tuned" else "a larger --initial-epsilon"
+        advice = "--preset tuned" if settings.preset != "tuned" else "more --max-steps"
         log(f"Every episode returned {best:.1f}: try {advice}, or another --seed")
         return
-    snapshot = folder / f"{run_name(folder)}-best.h5"
+    snapshot = folder / f"{run_name(folder)}-{progress.step}.h5"
     if math.isfinite(progress.best_average):
         log(f"Best episode_return_avg {progress.best_average:.3f} at step {progress.best_step}")
-    if math.isinf(progress.best_average) or not snapshot.exists():
-        snapshot = folder / f"{run_name(folder)}-{progress.step}.h5"
+        with contextlib.suppress(UsageError):  # it couldn't be saved
+            snapshot = snapshot_of(folder)
     drawn = {"human", "rgb_array"} & set(run.env.metadata.get("render_modes") or ())
     log("Watch it:" if drawn else "Play it:")
     log(command("run.py", "--model", snapshot, *env, *([] if drawn else ["--eval"])))

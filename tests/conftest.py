@@ -80,7 +80,7 @@ class Endless(Corridor):
         return observation, reward, False, False, info
 
 
-class Unseeded(Corridor):
+class Wayward(Corridor):
     """A corridor that takes no notice of its seed: each reset begins in the next cell."""
 
     resets = itertools.count()
@@ -91,7 +91,7 @@ class Unseeded(Corridor):
         return self._observe(), {}
 
 
-gym.register("Unseeded-v0", entry_point=Unseeded, max_episode_steps=20)
+gym.register("Wayward-v0", entry_point=Wayward, max_episode_steps=20)
 gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
 gym.register("Endless-v0", entry_point=Endless)
 

@@ -131,10 +131,10 @@ def test_the_command_that_is_printed_works_as_it_stands(here, capsys):
         ("NoReward", "its reward is None; expected a number"),
         ("InfoForTruncated", "its truncated is {}; expected True or False"),
         ("Infinite", "its observation is [inf, inf] in step 0 of an episode; expected finite n"),
-        ("Picture", "its observation has 10,800 numbers; at most 10,000 are flattened, since ne"),
+        ("Picture", "its observation has 10,800 numbers; at most 10,000 are flattened, since de"),
         ("Sentence", "its observation has a Text space, which can't be made a list of numbers"),
-        ("Steering", "its actions are Box(-1.0, 1.0, (1,), float32); expected a Discrete space"),
-        ("Spaceless", "its observation is None; expected a space of gym or gymnasium"),
+        ("Steering", "its action space is Box(-1.0, 1.0, (1,), float32); expected a Discrete one"),
+        ("Spaceless", "its observation_space is None; expected a space of gym or gymnasium"),
     ],
 )
 def test_a_fault_is_named_in_one_line(refused, kind, reason):
@@ -281,6 +281,12 @@ def test_other_observations_are_flattened_as_the_package_does_it(kind, expected)
     wrapped.reset(seed=1)
     assert observation == pytest.approx(wrapped.step(0)[0])
     assert env.observation_space == wrapped.observation_space
+
+
+def test_a_list_is_as_good_as_an_array(environments):
+    env = make_environment("fields:ListedPair-v0")
+    env.reset(seed=1)
+    assert env.step(0)[0].tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("env_id", ["FrozenLake-v1", "Taxi-v3", "Blackjack-v1", "CliffWalking-v0"])

@@ -190,13 +190,13 @@ def test_a_run_that_has_saved_nothing_yet_is_in_use_not_lost(tmp_path, refused):
 
 def test_an_environment_that_ignores_its_seed_goes_on_with_a_new_episode(train, here, capsys):
     few = {"max_steps": 305, "train_start": 50, "eval_every": 100, "eval_steps": 20, "n_step": 5}
-    train(name="u", env="Unseeded-v0", seed=1, epsilon=0.5, **few)
+    train(name="u", env="Wayward-v0", seed=1, epsilon=0.5, **few)
     before = load_state(here / "u-log" / STATE_FILE)
     assert before.progress.episode.actions  # it stopped within an episode
     capsys.readouterr()
     assert run.main(["--resume", "u-log", "--max-steps", "400"]) == 0
     number = before.progress.episode.number
-    line = f"Unseeded-v0 ignores its seed: episode {number} can't be taken up where it was"
+    line = f"Wayward-v0 ignores its seed: episode {number} can't be taken up where it was"
     assert f"{line}; episode {number + 1} begins\n" in capsys.readouterr().out
     assert load_state(here / "u-log" / STATE_FILE).progress.step == 400
 
@@ -206,3 +206,14 @@ def test_resuming_repeats_no_table_of_layers(train, here, capsys):
     assert "q_network" in capsys.readouterr().out
     assert run.main(["--resume", "once-log", "--max-steps", "60"]) == 0
     assert capsys.readouterr().out.startswith("Resumed once-log at step 30\n")
+
+
+def test_a_run_that_was_renamed_and_resumed_still_names_its_best_snapshot(train, here, capsys):
+    few = {"max_steps": 400, "train_start": 50, "eval_every": 200, "eval_steps": 200}
+    train(name="former", env="Corridor-v0", seed=1, **few)
+    (here / "former-log").rename("later-log")
+    best = {"best_average": 5.0}  # no evaluation to come is better
+    rewrite(here / "later-log" / STATE_FILE, lambda document, _: document["progress"].update(best))
+    capsys.readouterr()
+    assert run.main(["--resume", "later", "--max-steps", "401"]) == 0
+    assert "run.py --model later-log/former-best.h5 --eval\n" in capsys.readouterr().out

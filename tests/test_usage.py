@@ -122,8 +122,8 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--env", "MountainCra-v0"], "--env MountainCra-v0: neither gym nor gymnasium knows it"),
         (["--env", "MountainCar-v7"], "--env MountainCar-v7: neither gym nor gymnasium knows it"),
         (["--env", ""], "--env"),
-        (["--env", "MountainCarContinuous-v0"], "its actions are Box"),
-        (["--env", "Two-v0"], "its actions are MultiDiscrete"),
+        (["--env", "MountainCarContinuous-v0"], "its action space is Box"),
+        (["--env", "Two-v0"], "its action space is MultiDiscrete"),
         (["--set", "gravity"], "expected NAME=NUMBER"),
         (["--set", "gravity="], "expected NAME=NUMBER"),
         (["--set", "=1"], "expected NAME=NUMBER"),
@@ -239,7 +239,7 @@ def test_a_snapshot_that_may_not_be_read_is_refused(refused, tmp_path, snapshot)
 
 def test_a_snapshot_of_another_environment_is_refused(refused, snapshot):
     error = refused("--model", snapshot, "--eval", "--env", "CartPole-v1")
-    assert "2 observed numbers and 3 actions, CartPole-v1 has 4 and 2" in error
+    assert "observations have 2 numbers and its actions are 3, but CartPole-v1 has 4 and 2" in error
     error = refused("--model", snapshot, "--train", "--hidden", "16,16")
     assert "--hidden" in error
 

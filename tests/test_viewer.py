@@ -264,6 +264,7 @@ def test_a_long_gif_takes_no_more_memory_than_a_short_one(here, environments):
         ("paths:Texts-v0", "its metadata has no render mode rgb_array"),
         ("fields:Field-v0", "its metadata has no render mode rgb_array"),
         ("fields:DrawnWithoutRenderMode-v0", "its constructor takes no render_mode"),
+        ("fields:DrawnWithoutConstructor-v0", "its constructor takes no render_mode"),
     ],
 )
 def test_environments_that_draw_no_picture_are_refused(here, environments, env, reason, flags):

@@ -24,7 +24,7 @@ class Field(gym.Env):
         self.render_mode = render_mode
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
+        gym.Env.reset(self, seed=seed)
         self.place = np.zeros(2, np.float32)
         return self.observe(), {}
 
@@ -120,6 +120,15 @@ class Named(Field):
         return {"row": self.place[0], "column": self.place[1:].astype(int)}
 
 
+class ListedPair(Field):
+    """Its place, as a list where an array is usual."""
+
+    observation_space = gym.spaces.MultiDiscrete([SIZE, SIZE])
+
+    def observe(self):
+        return self.place.astype(int).tolist()
+
+
 class ActionsFromFive(Field):
     """Its actions are 5 to 8."""
 
@@ -136,6 +145,14 @@ class WithoutRenderMode(Field):
 
 class DrawnWithoutRenderMode(WithoutRenderMode):
     metadata: ClassVar = {"render_modes": ["rgb_array"]}
+
+
+class DrawnWithoutConstructor(gym.Env):
+    """Has the constructor of `object`, which takes no arguments."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
+    observation_space, action_space = Field.observation_space, Field.action_space
+    reset, step, observe = Field.reset, Field.step, Field.observe
 
 
 class Unlimited(Field):
