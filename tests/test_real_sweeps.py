@@ -1,9 +1,13 @@
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import subprocess
 import sys
+import termios
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import run_command, terminal, weights_in
-from sweeping import communicate, read, rows_of, start, wait_for, workers
+from sweeping import SWEEP, communicate, read, rows_of, start, wait_for, workers
 
 import run
 import sweep
@@ -189,6 +193,28 @@ def test_sigterm_to_the_whole_group_reaches_no_process_of_ray(other):
     assert stopping == "Stopping: 1 running trial saves its state"
     assert resume.endswith("sweep.py --resume b-sweep")
     assert "Stopped at step" in other.output
+
+
+def test_a_closed_terminal_lets_the_running_trial_save_its_state(tmp_path):
+    def make_it_the_terminal():
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)  # its standard output
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, SWEEP, "--seeds", "1", "--name", "c", *TWO.split()],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=make_it_the_terminal,  # noqa: PLW1509  # the child only execs
+    )
+    os.close(theirs)
+    wait_for((tmp_path / "c-sweep" / "run-seed-0-log" / "state.npz").exists)
+    os.close(ours)
+    assert process.wait(timeout=600) == 128 + signal.SIGHUP
+    assert "Stopped at step" in read(tmp_path / "c-sweep" / "run-seed-0.txt")
+    assert rows_of(tmp_path / "c-sweep")["run-seed-0"]["status"] == "unfinished"
 
 
 def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(here, monkeypatch, capfd):

@@ -161,6 +161,5 @@ def command_line(words: list[str]) -> Iterator[None]:
 def release_memory() -> None:
     """Give back what a run leaves in the process that trained it."""
     if "keras" in sys.modules:
-        keras.utils.clear_session()
-    gc.unfreeze()  # a run freezes what is loaded when it starts
+        keras.utils.clear_session(free_memory=False)
     gc.collect()
