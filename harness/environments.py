@@ -71,13 +71,14 @@ class Environment:
         spaces = _spaces_of(space)
         if spaces is None or not isinstance(space, spaces.Discrete):
             raise UsageError(
-                f"--env {self.id}: its action space is {space}; expected a Discrete one"
+                f"--env {self.id}: its action space is {_cut(str(space))}; expected a Discrete one"
             )
         self.n_actions, self._first_action = int(space.n), int(space.start)
         self.action_space = spaces.Discrete(self.n_actions) if self._first_action else space
 
     def _use_observations(self, space: Any) -> None:
-        spaces, expected = _spaces_of(space), f"--env {self.id}: its observation_space is {space}"
+        spaces = _spaces_of(space)
+        expected = f"--env {self.id}: its observation_space is {_cut(str(space))}"
         if spaces is None:
             raise UsageError(f"{expected}; expected a space of gym or gymnasium")
         kinds = spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary
@@ -208,12 +209,11 @@ class Environment:
 
         It trusts the observation: a cell that doesn't exist would be taken for another one.
         """
-        with contextlib.suppress(Exception):
-            member = _member(self._spaces, self._composite, observation)
-            return self._spaces.flatten(self._composite, member)
-        raise self._fault(
-            f"its observation is {_shown(observation)}; its space says {self._composite}"
-        )
+        try:
+            member = _member(self._spaces, self._composite, observation, "its observation")
+        except ValueError as misfit:
+            raise self._fault(str(misfit)) from None
+        return self._spaces.flatten(self._composite, member)
 
     def _number(self, reward: Any) -> float:
         if isinstance(reward, np.ndarray) and reward.size == 1:
@@ -383,26 +383,39 @@ def _parts(spaces: ModuleType, space: Any) -> Iterator[Any]:
         yield space
 
 
-def _member(spaces: ModuleType, space: Any, value: Any) -> Any:
+def _member(spaces: ModuleType, space: Any, value: Any, name: str) -> Any:
     """An observation as its space wants it: lists become arrays, of any size and dtype in a Box.
 
+    Args:
+        name: what messages call the observation, or its part that belongs to this space.
+
     Raises:
-        ValueError: if it isn't of its space; other errors if it isn't of that kind at all.
+        ValueError: says which part isn't of its space.
     """
-    if isinstance(space, spaces.Dict):
-        return {name: _member(spaces, part, value[name]) for name, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        parts = zip(space.spaces, value, strict=True)
-        return tuple(_member(spaces, part, one) for part, one in parts)
-    member = value if isinstance(space, spaces.Discrete) else np.asarray(value)
-    fits = member.shape == space.shape if isinstance(space, spaces.Box) else space.contains(member)
-    if not fits:
-        raise ValueError
-    return member
+    is_dict = isinstance(space, spaces.Dict)
+    try:
+        if is_dict:
+            parts = [(key, part, value[key]) for key, part in space.spaces.items()]
+        elif isinstance(space, spaces.Tuple):
+            pairs = zip(space.spaces, value, strict=True)
+            parts = [(number, part, one) for number, (part, one) in enumerate(pairs)]
+        else:
+            member = value if isinstance(space, spaces.Discrete) else np.asarray(value)
+            is_box = isinstance(space, spaces.Box)
+            if not (member.shape == space.shape if is_box else space.contains(member)):
+                raise ValueError
+            return member
+    except Exception:  # of any kind: the value may be anything
+        raise ValueError(f"{name} is {_shown(value)}; its space says {_cut(str(space))}") from None
+    members = {key: _member(spaces, part, one, f"{name}[{key!r}]") for key, part, one in parts}
+    return members if is_dict else tuple(members.values())
 
 
 def _shown(value: Any) -> str:
     """A value in a message: its text if that is short, else its type."""
     text = " ".join(repr(value).split())
-    kind = type(value).__name__
-    return text if len(text) <= 60 else f"a {kind} {text[:50]}…"
+    return text if text == _cut(text) else f"a {type(value).__name__} {_cut(text)}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:50]}…"

@@ -127,6 +127,8 @@ def test_the_command_that_is_printed_works_as_it_stands(here, capsys):
         ("Nothing", "its observation is None, made of object; expected real numbers"),
         ("Orphan", "its class is no environment; expected one that inherits from gymnasium.Env o"),
         ("OutsideItsSpace", "its observation is 0; its space says Discrete(16, start=1)"),
+        ("WrongPart", "its observation['column'] is [4]; its space says MultiDiscrete([4])"),
+        ("MissingPart", "its observation is {'row': 0.0}; its space says Dict('row': Box(0.0"),
         ("NaNReward", "its reward is nan in step 1 of an episode; expected a finite number"),
         ("NoReward", "its reward is None; expected a number"),
         ("InfoForTruncated", "its truncated is {}; expected True or False"),

@@ -210,6 +210,16 @@ class OutsideItsSpace(Numbered):
         return super().observe() - 1
 
 
+class WrongPart(Named):
+    def observe(self):
+        return super().observe() | {"column": [SIZE]}
+
+
+class MissingPart(Named):
+    def observe(self):
+        return {"row": self.place[0]}
+
+
 class NaNReward(Field):
     def step(self, action):
         observation, _, *others = super().step(action)
