@@ -1,6 +1,7 @@
 """What a user meets: help, mistakes, unusable files, no display."""
 
 import os
+import re
 import shutil
 import time
 
@@ -249,3 +250,13 @@ def test_a_dated_name_gets_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "06-07-18-39")
     names = [create_log_folder().name for _ in range(3)]
     assert names == ["06-07-18-39-log", "06-07-18-39-2-log", "06-07-18-39-3-log"]
+
+
+def test_the_benchmark_says_how_long_a_policy_took_that_fresh_episodes_confirm(tmp_path):
+    words = ["--preset", "tuned", "--until", "-200", "--turns", "1"]  # which every policy reaches
+    result = run_command("bench.py", *words, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    turn, total = result.stdout.splitlines()[:2]
+    assert re.fullmatch(r"seed 1 +this program +\d+\.\d s", turn)
+    assert re.fullmatch(r"this program +1 of 1 solved, in (\d+\.\d) to \1 s", total)
+    assert not list(tmp_path.iterdir())
