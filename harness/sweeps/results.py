@@ -66,9 +66,12 @@ def interval(statistic: Callable, *samples: Samples, level: float = 0.95) -> Sam
     return bootstrap(arrays, statistic, batch=500, **options).confidence_interval
 
 
-def gain(finals: Samples, others: Samples) -> float:
-    """By how much the interquartile mean of `finals` is the higher one."""
-    return interquartile_mean(finals) - interquartile_mean(others)
+def gain(finals: Samples, others: Samples, axis: int = 0) -> Samples:
+    """By how much the interquartile mean of `finals` along an axis is the higher one.
+
+    SciPy takes all samples of the bootstrap at once if it can name the axis.
+    """
+    return interquartile_mean(finals, axis=axis) - interquartile_mean(others, axis=axis)
 
 
 def summarise(rows: pd.DataFrame) -> dict:
