@@ -102,7 +102,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "target_update_every": 400,
         "epsilon_decay_steps": 7000,
         "max_repeat": 50,
-        "train_start": 1000,
         "ema_momentum": 0.999,
         "max_steps": 100000,
         "eval_every": 1000,
