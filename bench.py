@@ -36,6 +36,7 @@ from harness.environments import make_environment
 from harness.errors import UsageError
 from harness.flags import Flag, Parser, Use
 from harness.network import FlatModel
+from harness.requirements import installation
 from harness.settings import training_settings
 from harness.terminal import StopSignal, start_program
 from replay_buffer import ReplayBuffer
@@ -58,7 +59,7 @@ ZOO: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [256, 256]},
 }
 ZOO_STEPS = 120_000
-NO_PEER = "to compare with Stable-Baselines3: pip install -r requirements-bench.txt"
+NO_PEER = f"to compare with Stable-Baselines3: {installation('requirements-bench.txt')}"
 JUDGED_EVERY, JUDGING_EPISODES = 5000, 15  # its evaluations are slow; more often costs it more
 
 
@@ -88,7 +89,7 @@ def time_parts(settings: Namespace, turns: int, stop: StopSignal) -> dict[str, f
         store()
     batch = buffer.sample(settings.batch_size)
     parts: dict[str, Callable[[], object]] = {
-        "act": lambda: exploration.action(q_values, 1),
+        "act": lambda: exploration.action(q_values, settings.epsilon_decay_steps),
         "environment step": step_environment,
         "store": store,
         "sample": lambda: buffer.sample(settings.batch_size),

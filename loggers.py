@@ -26,7 +26,8 @@ HPARAMS_FILE = "events.out.tfevents.0.hparams"
 class TensorBoardLogger:
     """Prints a run's lines; writes scalars, pictures and hyperparameters to its events file.
 
-    TensorBoard follows the file live; its own writer marks restarts and outlives a full disk.
+    Each event is written at once, so that TensorBoard can follow a run live; a resumed run marks
+    where it goes on, and a full disk ends nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,10 +87,7 @@ class TensorBoardLogger:
         total = memory.total / 2**30
         steps = len(episode.actions)
         seconds = episode.seconds
-        line = f"episode {episode.number} steps {steps}/{step} "
-        if not math.isnan(loss):
-            line += f"loss {loss:.7f} "
-        line += f"return {episode.episode_return:.1f}"
+        line = _episode_line(episode, step, loss)
         rate = f"{steps / seconds:.1f} steps/s"
         timed = f"{line} in {seconds:.2f}s {rate}"
         log(f"{timed} {used:.1f}/{total:.1f} GB RAM", timed, f"{line} {rate}", line)
@@ -106,10 +104,7 @@ class TensorBoardLogger:
     def log_running_episode(self, episode: Episode, step: int, loss: float) -> None:
         """Print where a run is whose episode doesn't end; the arguments are `log_episode`'s."""
         steps, seconds = len(episode.actions), episode.seconds
-        line = f"episode {episode.number} steps {steps}/{step} "
-        if not math.isnan(loss):
-            line += f"loss {loss:.7f} "
-        line += f"return {episode.episode_return:.1f} so far"
+        line = f"{_episode_line(episode, step, loss)} so far"
         log(f"{line}, {steps / seconds:.1f} steps/s", line)
 
     def log_evaluation(
@@ -168,3 +163,10 @@ class TensorBoardLogger:
         if self._working:  # once, not at every line
             log(f"warning: can't write {self._path}: {reason(error)}; training goes on")
         self._working = False
+
+
+def _episode_line(episode: Episode, step: int, loss: float) -> str:
+    line = f"episode {episode.number} steps {len(episode.actions)}/{step} "
+    if not math.isnan(loss):
+        line += f"loss {loss:.7f} "
+    return f"{line}return {episode.episode_return:.1f}"

@@ -67,19 +67,19 @@ HYPERPARAMETERS = {
         0.0,
         0,
         1000,
-        "factor of the first layer's weights, divided by the observations' bounds; 0: neither",
+        "first layer's initial weights: divided by the observations' bounds, times this; 0: as is",
         Use.HYPERPARAMETER & ~Use.CONTINUE,
     ),
     "batch_size": Flag(BATCH_SIZE, 1, 10**6, "transitions fitted at each step"),
-    "target_update_every": Flag(TARGET_UPDATE_EVERY, 1, MANY, "steps per target copy"),
+    "target_update_every": Flag(TARGET_UPDATE_EVERY, 1, MANY, "steps between target updates"),
     "epsilon": Flag(TRAIN_EPSILON, 0, 1, "probability of a random action"),
     "initial_epsilon": Flag(1.0, 0, 1, "epsilon at the start of --epsilon-decay-steps"),
     "epsilon_decay_steps": Flag(0, 0, MANY, "steps over which epsilon falls, 0 for none"),
-    "max_repeat": Flag(1, 1, MANY, "most steps that a random action is repeated for"),
+    "max_repeat": Flag(1, 1, MANY, "most steps that one random action lasts"),
     "buffer_size": Flag(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay"),
     "train_start": Flag(TRAIN_START, 1, MANY, "first step that fits a batch"),
-    "ema_momentum": Flag(0.0, 0, 0.999999, "share of the averaged weights that a step keeps"),
-    "clipnorm": Flag(1.0, 1e-9, MANY, "longest gradient of all weights together"),
+    "ema_momentum": Flag(0.0, 0, 0.999999, "of the running average of the weights, 0 for none"),
+    "clipnorm": Flag(1.0, 1e-9, MANY, "norm to which longer gradients are shortened"),
     "max_steps": Flag(MAX_STEPS, 1, MANY, "steps to train for", JUDGING | Use.CHANGE),
     "eval_every": Flag(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none", JUDGING),
     "eval_steps": Flag(EVAL_STEPS, 1, MANY, "least number of steps in an evaluation", JUDGING),
@@ -88,7 +88,9 @@ HYPERPARAMETERS = {
     "snapshot_every": Flag(
         SNAPSHOT_EVERY, 0, MANY, "steps between snapshots, 0 for the last one only", JUDGING
     ),
-    "q_validation_size": Flag(Q_VALIDATION_SIZE, 1, 10**6, "states of avg_max_q_value", JUDGING),
+    "q_validation_size": Flag(
+        Q_VALIDATION_SIZE, 1, 10**6, "states that avg_max_q_value averages over", JUDGING
+    ),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -111,7 +113,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 ALL_FLAGS = {**FLAGS, "preset": preset_flag(PRESETS), **HYPERPARAMETERS}
 CONFIRMING_EPISODES = 100  # that `--until` needs beside the evaluation that reaches it
 PATIENCE = 10000  # steps after which an evaluation gives an episode up, if nothing limits it
-# Each purpose draws random numbers of its own, so that none disturbs another.
+# Each purpose draws random numbers of its own, so that none disturbs another. Those of
+# EXPLORATION also seed the episodes of training.
 EXPLORATION, REPLAY, VALIDATION, EVALUATION, CONFIRMATION = range(5)
 
 
@@ -431,7 +434,7 @@ def train(
         progress = take_up(state, parts, env, model, replay_buffer, exploration)
     else:
         progress = first_progress(env, model, rng)
-    untrained_weights = model.get_weights()  # until the first batch is fitted
+    first_weights = model.get_weights()  # until the first batch is fitted
     drawing_step = validation_step(settings)
     logger = TensorBoardLogger(folder)
 
@@ -462,7 +465,7 @@ def train(
             progress.observation = next_observation
 
             if step < settings.train_start:
-                progress.q_values = q_function(untrained_weights, next_observation)
+                progress.q_values = q_function(first_weights, next_observation)
             else:
                 if step % settings.target_update_every == 0:
                     target_model.set_weights(model.get_weights())
@@ -480,7 +483,8 @@ def train(
                 returns = play(EVALUATION, settings.eval_steps)
                 average = run.log_evaluation(returns, episode.number)
                 if settings.until is not None and average >= settings.until:
-                    run.log_confirmation(play(CONFIRMATION, episodes=CONFIRMING_EPISODES))
+                    returns = play(CONFIRMATION, episodes=CONFIRMING_EPISODES)
+                    run.log_confirmation(returns, CONFIRMING_EPISODES)
             if run.is_due(settings.snapshot_every):
                 run.save()
         run.finish()

@@ -8,7 +8,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from harness.requirements import check_requirements
 
-    check_requirements("see.py", ("numpy", "gym", "pygame", "pillow", "tqdm"))
+    check_requirements("see.py", ("numpy", "gym", "pygame", "pillow", "tqdm", "psutil"))
 
 from argparse import Namespace
 

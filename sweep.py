@@ -7,7 +7,6 @@ python sweep.py --resume NAME-sweep --seeds 0-19
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ import run
 from harness.errors import EnvironmentFault, UsageError, report_crash
 from harness.flags import Flag, Parser, Use, flag
 from harness.log_folder import create_log_folder, find_log_folder, locked
+from harness.requirements import check_requirements
 from harness.state import VERSION as STATE_VERSION
 from harness.sweeps.cluster import ray_options, start_ray
 from harness.sweeps.grid import Trial, combinations, make_trials, parse_seeds
@@ -41,7 +41,6 @@ VERSION = [STATE_VERSION, 2]  # of the runs' states; of this file and the runs' 
 RESUMING = {"resume", "seeds", "jobs", "address"}
 OF_THE_SWEEP = {"name", *RESUMING}
 OF_A_SEARCH = {"search", "confirm", "confirm_seeds"}
-PACKAGES = ("ray", "optuna", "pandas", "scipy", "matplotlib", "rich")  # imported late
 
 
 def parse_arguments(argv: list[str]) -> dict[str, Any]:
@@ -112,9 +111,7 @@ def plan(asked: dict[str, Any], seeds: Sequence[int] | None = None) -> Search | 
 
 def sweep(given: dict[str, Any], argv: list[str], stop: StopSignal) -> bool:
     """Run a new sweep, or what is missing of an old one; return whether all trials finished."""
-    for package in PACKAGES:
-        if not importlib.util.find_spec(package):
-            raise UsageError(f"no package {package}: pip install -r requirements-sweep.txt")
+    check_requirements("sweep.py", file="requirements-sweep.txt")  # imported late
     folder = None
     if "resume" in given:
         for name in given.keys() - RESUMING:

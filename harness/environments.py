@@ -174,8 +174,9 @@ class Environment:
             raise self._failure("render", error) from error
 
     def close(self) -> None:
-        """Close the environment's window, if there is one."""
-        self._env.close()
+        """Close what the environment holds open, such as a window; it may fail at that."""
+        with contextlib.suppress(Exception):  # what was trained or seen stays good
+            self._env.close()
 
     def _received(self, observation: Any) -> Array:
         """A copy of an observation, flat float32, if it is one."""

@@ -163,7 +163,7 @@ def _switch(help: str, uses: Use, group: str = WHAT) -> Flag:
 
 FLAGS = {
     "model": _text(
-        "watch it, or the best of NAME-log", Use.PLAY | Use.CONTINUE, "X.h5", WHAT
+        "snapshot to play, or NAME-log for its best one", Use.PLAY | Use.CONTINUE, "X.h5", WHAT
     ),
     "view": _switch("with --model: open a window, the default", Use.PLAY),
     "eval": _switch("with --model: print returns, no window", Use.PLAY),
@@ -185,7 +185,10 @@ FLAGS = {
         {}, -math.inf, math.inf, "change numbers of the environment, such as gravity=0.002, or "
         "max_episode_steps=1000", EVERYWHERE | Use.SWEEP | Use.HPARAMS, dict, "NAME=N", group=RUN,
     ),
-    "seed": Flag(None, 0, LAST_SEED, "default: random", EVERYWHERE, int, "N", group=RUN),
+    "seed": Flag(
+        None, 0, LAST_SEED, "of all random numbers (default: random)", EVERYWHERE, int, "N",
+        group=RUN,
+    ),
     "until": Flag(
         None, -MANY, MANY, "end at the first evaluation that averages at least this, such as "
         "-110, if 100 fresh episodes confirm it", Use.RUN | Use.CHANGE | Use.SWEEP, float,

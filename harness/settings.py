@@ -1,5 +1,6 @@
 """From the flags that were given to the settings of a run, checked before anything starts."""
 
+import contextlib
 import secrets
 from argparse import Namespace
 from collections.abc import Mapping
@@ -81,6 +82,8 @@ def playing_settings(given: Given, flags: Flags, origin: Given) -> Namespace:
     if "view" in given and "eval" in given:
         raise UsageError("--view opens a window, --eval doesn't; choose one")
     few = "gif" in given or "images" in given
+    if "view" in given and few:
+        raise UsageError("--view opens a window, --gif and --images don't; choose one")
     standard = defaults(flags, Use.PLAY) | {"episodes": 1 if few else EPISODES}
     return merge(standard, origin, given)
 
@@ -175,8 +178,8 @@ def check_fit(settings: Namespace) -> None:
                 f"{flag(name)}: expected at least the --n-step of {settings.n_step}, before which "
                 f"no transition is complete, not {getattr(settings, name)}"
             )
-    env = make_environment(settings.env, settings.set)
-    check_environment(env)
+    with contextlib.closing(make_environment(settings.env, settings.set)) as env:
+        check_environment(env)
     widths = [env.observation_size, *settings.hidden, env.n_actions]
     weights = sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
     if len(settings.hidden) >= MOST_LAYERS or weights > MOST_WEIGHTS:
@@ -202,7 +205,8 @@ def warnings(settings: Namespace) -> list[str]:
             f"nothing is learned before step {settings.train_start} (--train-start), and the run "
             f"ends at step {settings.max_steps}"
         )
-    threshold = make_environment(settings.env, settings.set).reward_threshold
+    with contextlib.closing(make_environment(settings.env, settings.set)) as env:
+        threshold = env.reward_threshold
     if settings.until is not None and threshold is not None and settings.until > 0 > threshold:
         lines.append(
             f"--until {settings.until:g} is out of reach: {settings.env} is solved at "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import PROJECT
 from harness.arrays import Weights
 from harness.errors import UsageError, usage_error
 from harness.snapshot_reader import ORIGIN, SnapshotFile
@@ -88,7 +89,7 @@ def _read_apart(data: bytes) -> SnapshotFile:
     """Let a process of its own read a file's bytes; ValueError says why it can't."""
     try:
         reader = subprocess.run(
-            [sys.executable, "-I", "-c", READER, str(Path(__file__).parent.parent)],
+            [sys.executable, "-I", "-c", READER, str(PROJECT)],
             input=data,
             capture_output=True,
             timeout=READER_SECONDS,

@@ -1,6 +1,7 @@
 """Where training and playing start: from scratch, from a snapshot, from a stopped run."""
 
 from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def load(given: Given, flags: Flags) -> tuple[Path, Weights, dict[str, Any]]:
 
 def accept(path: Path, weights: Weights, settings: Namespace, origin: Given) -> None:
     """Say that a snapshot is loaded, and where the settings differ from those of its run."""
-    check_fit_for(make_environment(settings.env, settings.set), weights, path)
+    with closing(make_environment(settings.env, settings.set)) as env:
+        check_fit_for(env, weights, path)
     log(f"Loaded {path}")
     for name, value in origin.items():
         now = getattr(settings, name, value)

@@ -8,7 +8,7 @@ from harness.log_folder import run_name, snapshot_of
 from harness.terminal import command, log
 from harness.training_run import TrainingRun
 
-FEW_EPISODES = 3  # that all return the same may do so by chance
+FEW_EPISODES = 3  # so few may all return the same by chance
 
 
 def summarise(run: TrainingRun) -> None:

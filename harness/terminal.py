@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 from tqdm import tqdm
 
+from harness import PROJECT
 from harness.errors import reason
 
 
@@ -127,21 +128,18 @@ def _columns() -> float:
     return float("inf")
 
 
-def command(program: str, flag: str, path: Path, *others: str) -> str:
-    """The command that runs `program`, such as run.py, from where the user stands, with flags.
+def command(program: str, *words: str | Path) -> str:
+    """The command that runs `program`, such as run.py, from where the user stands.
 
     Args:
-        path: Path that the first flag takes.
-        others: further words.
+        words: its flags and their values, files and folders as Paths.
     """
     python, found = "python", shutil.which("python") or ""
     if os.path.dirname(found) != os.path.dirname(sys.executable):  # it would be another one
         python = os.path.relpath(sys.executable)
-    if os.path.basename(sys.argv[0]) == program:
-        program = sys.argv[0]
     # A name that begins with a dash would be taken for a flag.
-    argument = f"./{path}" if str(path).startswith("-") else str(path)
-    return shlex.join([python, program, flag, argument, *others])
+    texts = [f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in words]
+    return shlex.join([python, os.path.relpath(PROJECT / program), *texts])
 
 
 Size = Callable[[Any], tuple[int | None, int | None]]  # columns and rows of a stream's terminal

@@ -30,7 +30,7 @@ EVALUATIONS_FILE = "evaluations.csv"
 EVALUATION = ("step", "episode", "episodes", "episode_return_avg", "avg_max_q_value", "seconds")
 FEW_EPISODES = 10  # an evaluation of fewer says little
 SILENT_STEPS = 2000  # of an episode that doesn't end, after which a line says where the run is
-SAVE_SECONDS = 60  # the state is saved as often, whatever the step
+SAVE_SECONDS = 60  # the state is saved at least this often, whatever the step
 SAVE_SHARE = 0.01  # … or less often: saving by the clock may take this share of the time
 
 Logger = Any  # loggers.TensorBoardLogger, which this package doesn't import
@@ -148,13 +148,20 @@ class TrainingRun:
             progress.best_average, progress.best_step = episode_return_avg, progress.step
         if self.on_evaluation:
             self.on_evaluation(progress.step, episode_return_avg)
+        self._lap()  # none of it is the next episode's time
         return episode_return_avg
 
-    def log_confirmation(self, returns: list[float]) -> None:
-        """Say and keep what fresh episodes return after an evaluation that reached `until`."""
-        average = float(np.mean(returns)) if returns else -math.inf
+    def log_confirmation(self, returns: list[float], episodes: int) -> None:
+        """Say and keep what fresh episodes return after an evaluation that reached `until`.
+
+        Only all of the `episodes` confirm it: one that doesn't end is left out of the returns.
+        """
+        average = float(np.mean(returns)) if len(returns) == episodes else -math.inf
         reached = "reached" if average >= self.settings.until else "not reached"
-        log(f"{len(returns)} fresh episodes return {average:.3f}: --until {reached}")
+        if len(returns) < episodes:
+            log(f"fresh episode {len(returns) + 1} of {episodes} doesn't end: --until {reached}")
+        else:
+            log(f"{episodes} fresh episodes return {average:.3f}: --until {reached}")
         self.progress.confirmed_average = max(self.progress.confirmed_average, average)
         if average >= self.settings.until:  # sweeps look it up
             self.config["until_reached"] = True

@@ -166,6 +166,8 @@ def watching(settings: Namespace, stop: StopSignal) -> Iterator[WatchedEnvironme
     gif, images = settings.gif, settings.images
     if gif is not None and images:
         raise UsageError("--gif and --images can't be combined; choose one")
+    if settings.force and gif is None and not images:
+        raise UsageError("--force overwrites pictures; it needs --gif or --images")
     drawing: contextlib.AbstractContextManager[Draw]
     if gif is not None:
         render_mode, drawing = "rgb_array", gif_file(gif, settings.force)

@@ -107,6 +107,14 @@ def test_the_command_that_is_printed_works_as_it_stands(here, capsys):
     assert again.stdout.endswith("episode_return_avg -6.000\n")
 
 
+def test_until_is_not_reached_where_one_of_the_fresh_episodes_does_not_end(here, capsys):
+    few = "--until -1 --max-steps 300 --train-start 100 --eval-every 300 --eval-steps 1 --seed 1"
+    assert run.main([*few.split(), "--env", "fields:Sticking-v0", "--name", "x"]) == 0
+    shown = capsys.readouterr().out
+    assert "fresh episode 3 of 100 doesn't end: --until not reached\n" in shown
+    assert "--until reached" not in shown
+
+
 # What is refused before anything is written
 
 

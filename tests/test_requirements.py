@@ -1,5 +1,6 @@
 """A program outside its environment says in one line what is missing and how to install it."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ import venv
 import pytest
 from conftest import ROOT
 
-from harness.requirements import check_requirements, required_packages
+from harness.requirements import MODULES, check_requirements, required_packages
 
 PROGRAMS = ("run.py", "see.py", "sweep.py", "bench.py")
 
@@ -60,6 +61,17 @@ def test_an_old_python_is_named(monkeypatch, capsys):
 def test_the_packages_are_those_that_are_pinned():
     assert len(required_packages()) == 11
     assert {"tensorflow", "numpy", "pillow"} <= set(required_packages())
+
+
+def test_see_asks_for_every_package_that_it_imports():
+    code = "import sys, see; print(*{name.partition('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    pinned = {MODULES.get(package, package): package for package in required_packages()}
+    imported = {pinned[name] for name in result.stdout.split() if name in pinned}
+    asked = re.search(r'check_requirements\("see.py", (\(.*?\))\)', (ROOT / "see.py").read_text())
+    assert "numpy" in imported
+    assert imported <= set(ast.literal_eval(asked[1]))
 
 
 def test_where_all_is_installed_the_check_takes_no_time():

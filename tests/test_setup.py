@@ -13,6 +13,7 @@ from conftest import ROOT, run_command
 
 import run
 from harness.environments import check_environment, make_environment
+from harness.requirements import MODULES
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [
@@ -30,9 +31,8 @@ TRAINING, TESTING = (
     "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt "
     "&& .venv/bin/python -m pytest",
 )
-IMPORTED_AS = {"pillow": "PIL"}
-# Programs, a plugin of pytest's, and what Ray Tune needs.
-NEVER_IMPORTED = {"mypy", "pre_commit", "ruff", "pytest_xdist", "pyarrow"}
+# Programs, and a plugin of pytest's.
+NEVER_IMPORTED = {"mypy", "pre_commit", "ruff", "pytest_xdist"}
 
 
 def blocks(text, language=""):
@@ -85,7 +85,7 @@ def test_every_requirement_is_used_and_every_import_required():
         for path in ROOT.glob("requirements*.txt")
         for line in pins(path.name)
     }
-    needed = {IMPORTED_AS.get(name, name) for name in pinned - NEVER_IMPORTED}
+    needed = {MODULES.get(name, name) for name in pinned - NEVER_IMPORTED}
     assert needed == (imported | set(lazy)) - own - set(sys.stdlib_module_names)
 
 
@@ -107,7 +107,7 @@ def test_imports_point_one_way_and_form_no_circle():
     graph = {name: set(imports_of(path)) & modules.keys() for name, path in modules.items()}
     for name, imported in graph.items():
         if name.startswith("harness"):
-            assert all(other.startswith(("harness", "loggers")) for other in imported), name
+            assert all(other.startswith("harness") for other in imported), name
         else:
             assert name in ("sweep", "bench") or not imported & {"sweep", "bench", "see"}, name
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError

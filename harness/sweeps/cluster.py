@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness import PROJECT
 from harness.errors import UsageError
 
-PROJECT = Path(__file__).parents[2]  # on a node of a cluster: the copy that Ray made there
 CONNECT_SECONDS = 5
 RAY = {  # what Ray reads when it is imported
     "RAY_USAGE_STATS_ENABLED": "0",  # it would send statistics to its makers

@@ -1,7 +1,6 @@
 """The end of a search: its best proposals on fresh seeds, beside the preset they must beat."""
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from harness.sweeps.grid import Trial
 from harness.sweeps.progress import read_evaluations
 from harness.sweeps.results import gain, interval
 from harness.sweeps.search import Proposal
+from harness.terminal import command
 
 
 def best(proposals: Sequence[Proposal], count: int) -> list[Proposal]:
@@ -58,5 +58,7 @@ def verdict(results: pd.DataFrame, trials: Sequence[Trial]) -> list[str]:
     found = f"by {mean:.1f} [{low:.1f}, {high:.1f}], the difference of the interquartile means"
     if not winners:
         return [f"Nothing beats {preset} on fresh seeds; the best differs {found}"]
-    command = shlex.join(["python", "run.py", *commands[winner]])
-    return [f"{winner} beats {preset} on fresh seeds {found}", command]
+    return [
+        f"{winner} beats {preset} on fresh seeds {found}",
+        command("run.py", *commands[winner]),
+    ]

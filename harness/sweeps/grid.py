@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +138,8 @@ def make_trials(
         if not settings.eval_every:
             raise UsageError("--eval-every 0: a run is judged by its last evaluation")
         others = {name: getattr(settings, name) for name in differing if name not in flags}
-        threshold = make_environment(settings.env).reward_threshold
+        with closing(make_environment(settings.env)) as env:
+            threshold = env.reward_threshold
         solved_from = math.inf if threshold is None else threshold
         for seed in seeds:
             trial = Trial(flags, seed, settings.max_steps, solved_from, others, shared)

@@ -77,6 +77,8 @@ def run_search(sweep: Sweep, search: Search) -> tuple[bool, bool]:
     for proposal in made:
         if proposal.stopped:
             statuses |= {trial.name: STOPPED for trial in proposal.trials}
+        elif proposal.failed:  # with the other runs, which weren't trained to the end
+            statuses |= {trial.name: "failed" for trial in proposal.trials}
     trials = [trial for proposal in made for trial in proposal.trials]
     confirmation: list[Trial] = []
     ended = [proposal for proposal in made if proposal.ended]
@@ -89,8 +91,9 @@ def run_search(sweep: Sweep, search: Search) -> tuple[bool, bool]:
         confirmation = search.confirmation([proposal.values for proposal in finalists])
         statuses |= run_missing(sweep, confirmation)
     results = show_results(folder, trials + confirmation, statuses, search.fresh_seeds)
-    if not finalists and not stop.number and len(ended) == len(made):
-        log("No proposal's last evaluation completed an episode; try a larger --eval-steps")
+    if not finalists and not stop.number and all(p.ended or p.failed for p in made):
+        if ended:
+            log("No proposal's last evaluation completed an episode; try a larger --eval-steps")
         return True, False
     found = set(results["status"])
     all_ended = bool(confirmation) and found <= ENDED

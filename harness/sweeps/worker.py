@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import ray
 
+from harness import PROJECT
 from harness.backend import keras
-from harness.sweeps.cluster import PROJECT, on_node, read_files, write_files
+from harness.sweeps.cluster import on_node, read_files, write_files
 from harness.sweeps.grid import Trial
 from harness.sweeps.progress import is_finished, read_evaluations
 from harness.whole_files import unseal

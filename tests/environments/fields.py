@@ -159,6 +159,20 @@ class Unlimited(Field):
     """Registered without a time limit."""
 
 
+class Sticking(Field):
+    """Its first three episodes end at once, the later ones never."""
+
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        return observation, reward, self.episodes <= 3, False, {}
+
+
 class OldStep(Field):
     def step(self, action):
         observation, reward, terminated, _, info = super().step(action)
@@ -298,7 +312,7 @@ def registered():
 
 
 for kind in registered():
-    limit = None if kind is Unlimited else 50
+    limit = None if kind in (Unlimited, Sticking) else 50
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=limit)
 gym.register("Orphan-v0", Orphan)
 gymnasium.register("GymsField-v0", Field, max_episode_steps=50)
