@@ -27,7 +27,7 @@ import numpy as np
 
 from harness.arrays import Array, Arrays, Weights
 from harness.backend import compile_step, keras, start_tensorflow, tf
-from harness.environments import Environment, make_environment, observation_bounds
+from harness.environments import PATIENCE, Environment, make_environment, observation_bounds
 from harness.errors import EnvironmentFault, TrainingError, UsageError, diverged, report_crash
 from harness.flags import ANY_TASK, FLAGS, JUDGING, MANY, Flag, Parser, Use, preset_flag
 from harness.log_folder import create_log_folder, find_log_folder, locked
@@ -112,7 +112,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 ALL_FLAGS = {**FLAGS, "preset": preset_flag(PRESETS), **HYPERPARAMETERS}
 CONFIRMING_EPISODES = 100  # that `--until` needs beside the evaluation that reaches it
-PATIENCE = 10000  # steps after which an evaluation gives an episode up, if nothing limits it
 # Each purpose draws random numbers of its own, so that none disturbs another. Those of
 # EXPLORATION also seed the episodes of training.
 EXPLORATION, REPLAY, VALIDATION, EVALUATION, CONFIRMATION = range(5)

@@ -107,8 +107,11 @@ def start_tensorflow(threads: int, seed: int) -> None:
         # Where Keras was imported before, as in a notebook, it may have been told otherwise.
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        # An environment that computes with TensorFlow, or a notebook, may have started it: it then
+        # keeps its threads, and only its speed differs.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
         keras.utils.set_random_seed(seed)
         tf.zeros(1)  # the device is made, and complains of missing GPUs, on first use
 

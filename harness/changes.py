@@ -2,10 +2,13 @@
 
 import importlib
 import inspect
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from harness.errors import UsageError
+import numpy as np
+
+from harness.errors import UsageError, reason
 
 TIME_LIMIT = "max_episode_steps"  # the name that --set and both packages give it
 
@@ -44,23 +47,27 @@ def change_numbers(env: Any, changes: Mapping[str, float]) -> None:
         UsageError: if one follows from others; names those.
     """
     known = _numbers(env)
+    for name in changes:
+        others = known.keys() - {name}
+        sources = [other for other in others if _follows_from(env, known, name, other)]
+        if sources and not _follows_from(env, known, name, None):
+            listed = " and ".join(sorted(sources))
+            raise UsageError(f"--set {name}: it follows from {listed}; set those instead")
     try:
-        for name in changes:
-            sources = []
-            for other in known.keys() - {name}:
-                construct_again(env, {other: 2 * known[other] + 1})
-                if getattr(env, name) != known[name]:
-                    sources.append(other)
-            if sources:
-                listed = " and ".join(sorted(sources))
-                raise UsageError(f"--set {name}: it follows from {listed}; set those instead")
         construct_again(env, changes)
-    except UsageError:
-        raise
-    except Exception as error:
+    except Exception as error:  # of any kind: it is the environment's own code
         raise UsageError(
-            f"--set: {env.spec.id} can't be constructed with other numbers: {error}"
+            f"--set: {env.spec.id} can't be constructed with other numbers: {reason(error)}"
         ) from None
+
+
+def _follows_from(env: Any, known: Mapping[str, Any], name: str, other: str | None) -> bool:
+    """Whether a number changes with another one; with None, by itself: it is drawn at random."""
+    try:
+        construct_again(env, {other: 2 * known[other] + 1} if other else {})
+    except Exception:  # of any kind: the constructor refuses what is only tried here
+        return False
+    return bool(getattr(env, name, None) != known[name])
 
 
 def construct_again(env: Any, changes: Mapping[str, float]) -> None:
@@ -69,8 +76,10 @@ def construct_again(env: Any, changes: Mapping[str, float]) -> None:
     fixed = {name: _unchangeable(value) for name, value in changes.items()}
     env.__dict__ = {"spec": env.spec}
     env.__class__ = type(kind.__name__, (kind,), fixed)
-    env.__init__(**env.spec.kwargs)
-    env.__class__ = kind
+    try:
+        env.__init__(**env.spec.kwargs)
+    finally:
+        env.__class__ = kind
     vars(env).update(changes)
 
 
@@ -78,13 +87,13 @@ def _unchangeable(value: float) -> property:
     return property(lambda _: value, lambda _, ignored: None)
 
 
-def _numbers(env: Any) -> dict[str, float]:
+def _numbers(env: Any) -> dict[str, Any]:
     """The numbers among an environment's own attributes."""
     return {
         name: value
         for name, value in inspect.getmembers_static(env)
-        if isinstance(value, (int, float))
-        and not isinstance(value, bool)
+        if isinstance(value, numbers.Real)
+        and not isinstance(value, (bool, np.bool_))
         and not name.startswith(("_", "screen_"))
     }
 

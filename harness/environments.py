@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-import re
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -14,12 +14,20 @@ import numpy.typing as npt
 from harness.arrays import Array
 from harness.changes import TIME_LIMIT, change_numbers, new_limit, sort_changes
 from harness.errors import EnvironmentCrash, EnvironmentFault, UsageError
-from harness.registries import construct, find, missing_package
+from harness.registries import (
+    OWN_FAILURES,
+    construct,
+    find,
+    is_of_its_owner,
+    missing_package,
+)
 
 MOST_FLATTENED = 10_000  # observed numbers, of an observation that isn't flat by itself
+PATIENCE = 10_000  # steps after which an episode is given up, where nothing limits it
 MOST_CHECKED = 100  # actions that are tried before a training
 MOST_BOUND = 1e6  # of an observed number; one that can be larger, or infinite, has no real bound
-LARGEST = float(np.finfo(np.float32).max)
+FLOAT32 = np.dtype(np.float32)
+LARGEST = float(np.finfo(FLOAT32).max)
 STEP_VALUES = "(observation, reward, terminated, truncated, info), as since gym 0.26"
 RESET_VALUES = "(observation, info), info being a dict, as since gym 0.26"
 # What the observed numbers and the actions are, where gym's documentation names them.
@@ -59,13 +67,20 @@ class Environment:
     ) -> None:
         self.id, self.package, self.render_mode = env_id, package, render_mode
         self.spec, self.unwrapped = env.unwrapped.spec, env.unwrapped
-        self.metadata: dict[str, Any] = env.metadata or {}
-        self.reward_threshold: float | None = self.spec.reward_threshold
-        limits = [time_limit or 0, *_inner_limits(env)]
-        self.time_limit = min((limit for limit in limits if limit > 0), default=None)
+        self.metadata = _metadata(env)
+        threshold = self.spec.reward_threshold
+        self.reward_threshold = threshold if isinstance(threshold, (int, float)) else None
+        self.time_limit = min([*filter(None, [time_limit]), *_inner_limits(env)], default=None)
         self._env, self._env_step, self._steps = env, env.step, 0
-        self._use_actions(getattr(env, "action_space", None))
-        self._use_observations(getattr(env, "observation_space", None))
+        self._folder = os.getcwd()
+        self._use_actions(self._space("action_space"))
+        self._use_observations(self._space("observation_space"))
+
+    def _space(self, name: str) -> Any:
+        try:
+            return getattr(self._env, name, None)
+        except OWN_FAILURES as error:
+            raise EnvironmentCrash(self.id, name) from error
 
     def _use_actions(self, space: Any) -> None:
         spaces = _spaces_of(space)
@@ -116,12 +131,10 @@ class Environment:
         self._steps = 0
         try:
             result = self._env.reset(seed=seed)
-        except Exception as error:
-            if re.search(r"unexpected keyword argument '?seed", str(error)):
-                raise self._fault(
-                    "its reset takes no seed; expected reset(self, seed=None, options=None)"
-                ) from None
-            raise self._failure("reset", error) from error
+        except OWN_FAILURES as error:
+            raise self._failure("reset", "(self, seed=None, options=None)", error) from error
+        finally:
+            self._come_back()
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._fault(f"its reset returns {_shown(result)}; expected {RESET_VALUES}")
         observation, info = result
@@ -144,14 +157,13 @@ class Environment:
         """
         try:
             result = self._env_step(action + self._first_action)
-        except Exception as error:
-            raise self._failure("step", error) from error
+        except OWN_FAILURES as error:
+            raise self._failure("step", "(self, action)", error) from error
         self._steps += 1
-        try:
-            observation, reward, terminated, truncated, info = result
-        except (TypeError, ValueError):
+        if not isinstance(result, (tuple, list)) or len(result) != 5:
             count = f"{len(result)} values" if isinstance(result, (tuple, list)) else _shown(result)
-            raise self._fault(f"its step returns {count}; expected {STEP_VALUES}") from None
+            raise self._fault(f"its step returns {count}; expected {STEP_VALUES}")
+        observation, reward, terminated, truncated, info = result
         if type(reward) is not float:
             reward = self._number(reward)
         if not -LARGEST <= reward <= LARGEST:  # nor is NaN
@@ -164,18 +176,22 @@ class Environment:
             truncated = self._truth("truncated", truncated)
         if self._steps == self.time_limit:
             truncated = True
+        if terminated or truncated:
+            self._come_back()
         return self._received(observation), reward, terminated, truncated, info
 
     def render(self) -> Any:
         """What the environment's own `render` returns: a picture, if `render_mode` says so."""
         try:
             return self._env.render()
-        except Exception as error:
-            raise self._failure("render", error) from error
+        except OWN_FAILURES as error:
+            if missing := missing_package(error):
+                raise UsageError(f"--env {self.id}: {missing}") from None
+            raise self._failure("render", "(self)", error) from error
 
     def close(self) -> None:
         """Close what the environment holds open, such as a window; it may fail at that."""
-        with contextlib.suppress(Exception):  # what was trained or seen stays good
+        with contextlib.suppress(*OWN_FAILURES):  # what was trained or seen stays good
             self._env.close()
 
     def _received(self, observation: Any) -> Array:
@@ -195,7 +211,11 @@ class Environment:
             raise self._fault(
                 f"its observation has shape {array.shape}; its space says {self._shape}"
             )
-        received: Array = array.astype(np.float32)
+        if array.dtype == FLOAT32:
+            received: Array = array.copy()
+        else:
+            with np.errstate(over="ignore"):  # too large: infinite, and refused below
+                received = array.astype(np.float32)
         if received.ndim != 1:
             received = received.ravel()
         # A square is finite much faster than isfinite tells; but it may overflow.
@@ -220,16 +240,16 @@ class Environment:
         if isinstance(reward, np.ndarray) and reward.size == 1:
             reward = reward.item()
         try:
-            if isinstance(reward, (str, bytes)):
+            if isinstance(reward, (str, bytes, complex, np.complexfloating)):
                 raise TypeError
             return float(reward)
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # of any kind: it may be any object
             raise self._fault(f"its reward is {_shown(reward)}; expected a number") from None
 
     def _truth(self, name: str, value: Any) -> bool:
         if isinstance(value, np.ndarray) and value.size == 1:
             value = value.item()
-        if not isinstance(value, (bool, int, np.bool_, np.integer)):
+        if not isinstance(value, (bool, int, np.bool_, np.integer)) or value not in (0, 1):
             raise self._fault(f"its {name} is {_shown(value)}; expected True or False")
         return bool(value)
 
@@ -239,10 +259,20 @@ class Environment:
     def _fault(self, fault: str) -> EnvironmentFault:
         return EnvironmentFault(self.id, fault)
 
-    def _failure(self, where: str, error: Exception) -> Exception:
+    def _failure(self, method: str, signature: str, error: BaseException) -> EnvironmentFault:
+        """The fault that an error means which came out of a method of the environment."""
         if missing := missing_package(error):
-            return UsageError(f"--env {self.id}: {missing}")
-        return EnvironmentCrash(self.id, where)
+            return self._fault(missing)
+        if isinstance(error, TypeError) and not is_of_its_owner(error):
+            return self._fault(
+                f"its {method} can't be called: {error}; expected {method}{signature}"
+            )
+        return EnvironmentCrash(self.id, method)
+
+    def _come_back(self) -> None:
+        """Return to the folder in which the user stands, if the environment has left it."""
+        with contextlib.suppress(OSError):  # it was removed
+            os.chdir(self._folder)
 
 
 def check_environment(env: Environment) -> None:
@@ -283,18 +313,19 @@ def make_environment(
         EnvironmentCrash: if the environment's own code fails.
     """
     changes = dict(changes or {})
+    limit_changed = TIME_LIMIT in changes
     package, spec = find(env_id)
-    limit: int | None = spec.max_episode_steps
+    limit = _registered_limit(env_id, spec.max_episode_steps)
     env = construct(env_id, package, spec)
     arguments: dict[str, Any] = {}
     if changes:
         limit = new_limit(changes.get(TIME_LIMIT, limit))
         arguments, changes = sort_changes(env.unwrapped, spec, changes)
     if render_mode:
-        render_mode = _supported_mode(env_id, env.metadata or {}, render_mode)
+        render_mode = _supported_mode(env_id, _metadata(env), render_mode)
         arguments["render_mode"] = render_mode
     if arguments:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*OWN_FAILURES):
             env.close()
         try:
             env = construct(env_id, package, spec, **arguments)
@@ -306,6 +337,11 @@ def make_environment(
         change_numbers(env.unwrapped, changes)
     env.unwrapped.spec.max_episode_steps = limit  # some environments look it up
     made = Environment(env_id, package.__name__, env, limit, render_mode)
+    if limit_changed and made.time_limit != limit:
+        raise UsageError(
+            f"--set {TIME_LIMIT}: {env_id} ends its episodes after {made.time_limit} steps by a "
+            f"TimeLimit of its own; expected at most that, not {limit}"
+        )
     if changes or arguments.keys() - {"render_mode"}:
         try:
             made.reset()
@@ -340,9 +376,8 @@ def names(env: Environment) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _supported_mode(env_id: str, metadata: Mapping[str, Any], render_mode: str) -> str:
     """The render mode that an environment offers for a window, or for pictures."""
-    modes = metadata.get("render_modes") or ()
     for mode in (render_mode, "rgb_array"):
-        if mode in modes:
+        if mode in metadata["render_modes"]:
             return mode
     raise UsageError(
         f"--env {env_id}: this environment can't be drawn: its metadata has no render mode "
@@ -355,12 +390,32 @@ def _unfit(env_id: str, error: EnvironmentFault) -> UsageError:
     return UsageError(f"--set: {env_id} doesn't work with these numbers: {reason}")
 
 
+def _registered_limit(env_id: str, limit: Any) -> int | None:
+    if limit is None:
+        return None
+    if isinstance(limit, (int, np.integer)) and limit > 0:
+        return int(limit)
+    raise UsageError(
+        f"--env {env_id}: it was registered with a max_episode_steps of {_shown(limit)}; expected "
+        "a whole number from 1 on, or None"
+    )
+
+
+def _metadata(env: Any) -> dict[str, Any]:
+    """What an environment says of itself, with `render_modes` as a list."""
+    metadata = getattr(env, "metadata", None)
+    metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
+    modes = metadata.get("render_modes")
+    return metadata | {"render_modes": list(modes) if isinstance(modes, (list, tuple, set)) else []}
+
+
 def _inner_limits(env: Any) -> Iterator[int]:
     """The limits of the TimeLimit wrappers that an environment brings along."""
-    while env is not env.unwrapped:
-        if type(env).__name__ == "TimeLimit":
-            yield env._max_episode_steps
-        env = env.env
+    while env is not None and env is not env.unwrapped:
+        limit = getattr(env, "_max_episode_steps", None)
+        if type(env).__name__ == "TimeLimit" and isinstance(limit, int):
+            yield limit
+        env = getattr(env, "env", None)
 
 
 def _spaces_of(space: Any) -> Any:
@@ -398,23 +453,44 @@ def _member(spaces: ModuleType, space: Any, value: Any, name: str) -> Any:
         if is_dict:
             parts = [(key, part, value[key]) for key, part in space.spaces.items()]
         elif isinstance(space, spaces.Tuple):
+            if not isinstance(value, (tuple, list, np.ndarray)):
+                raise TypeError
             pairs = zip(space.spaces, value, strict=True)
             parts = [(number, part, one) for number, (part, one) in enumerate(pairs)]
         else:
-            member = value if isinstance(space, spaces.Discrete) else np.asarray(value)
-            is_box = isinstance(space, spaces.Box)
-            if not (member.shape == space.shape if is_box else space.contains(member)):
-                raise ValueError
-            return member
+            return _numbers(spaces, space, value)
     except Exception:  # of any kind: the value may be anything
         raise ValueError(f"{name} is {_shown(value)}; its space says {_cut(str(space))}") from None
     members = {key: _member(spaces, part, one, f"{name}[{key!r}]") for key, part, one in parts}
     return members if is_dict else tuple(members.values())
 
 
+def _numbers(spaces: ModuleType, space: Any, value: Any) -> Any:
+    """The member of a space without parts that a value means; an error if there is none.
+
+    The package would cast it: 300 to 44 for uint8, 0.7 to 0 for whole numbers.
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError
+    is_box = isinstance(space, spaces.Box)
+    if not is_box or space.dtype.kind in "iub":
+        with np.errstate(invalid="ignore"):  # of NaN
+            whole = array.astype(space.dtype)
+        if not np.array_equal(whole, array):
+            raise ValueError
+        array = whole
+    if array.shape != space.shape or not (is_box or space.contains(array)):
+        raise ValueError
+    return int(array) if isinstance(space, spaces.Discrete) else array
+
+
 def _shown(value: Any) -> str:
     """A value in a message: its text if that is short, else its type."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of any kind: it is code of the environment's
+        return f"a {type(value).__name__}"
     return text if text == _cut(text) else f"a {type(value).__name__} {_cut(text)}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageChops
+from PIL import GifImagePlugin, Image, ImageChops, ImageOps
 
 from harness.errors import UsageError, usage_error
 from harness.terminal import log
@@ -22,6 +22,7 @@ from harness.whole_files import write_file
 GIF_COLOURS = 16  # of the first frame, beside which there is a cube of others
 GIF_SHADES = 0, 51, 102, 153, 204, 255  # of the cube's red, green and blue
 GIF_FRAME_SECONDS, GIF_PAUSE_SECONDS = 0.03, 1.5
+GIF_MOST_PIXELS = 65535
 GIF_LEAST_DELAY, GIF_MOST_DELAY = 2, 65535  # hundredths; browsers slow a GIF of shorter ones down
 
 
@@ -64,6 +65,9 @@ class GifWriter:
         """
         if self.palette is None:
             self._begin(picture)
+        assert self.palette is not None
+        if picture.size != self.palette.size:  # all frames of a GIF have the size of its first
+            picture = ImageOps.pad(picture, self.palette.size)
         # No dithering: what doesn't move stays the same, and takes no room in the file.
         frame = picture.quantize(palette=self.palette, dither=Image.Dither.NONE)
         now = round(self.clock)
@@ -81,6 +85,8 @@ class GifWriter:
 
     def _begin(self, picture: Image.Image) -> None:
         """Write the header, with one palette for all frames."""
+        if max(picture.size) > GIF_MOST_PIXELS:
+            raise ValueError(f"the pictures have more than {GIF_MOST_PIXELS} pixels on a side")
         colours = picture.quantize(GIF_COLOURS, Image.Quantize.MAXCOVERAGE).getpalette() or []
         colours = colours[: 3 * GIF_COLOURS]
         for red in GIF_SHADES:
@@ -132,7 +138,7 @@ def picture_of(env: Watched) -> Image.Image:
 def frame_seconds(env: Watched) -> float:
     """How long a frame lasts in the environment's own time."""
     rate = env.metadata.get("render_fps")
-    if isinstance(rate, numbers.Real) and float(rate) > 0:
+    if isinstance(rate, numbers.Real) and 0.01 <= float(rate) <= 1000:
         return 1 / float(rate)
     return GIF_FRAME_SECONDS
 

@@ -6,9 +6,12 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,10 @@ from harness.errors import EnvironmentCrash, UsageError
 
 # What Python says of a constructor without that argument, or without any.
 NO_RENDER_MODE = r"unexpected keyword argument 'render_mode'|takes no arguments"
+# What may come out of the environment's code. KeyboardInterrupt is the user's.
+OWN_FAILURES = (Exception, SystemExit, GeneratorExit)
+# What importing a module has registered: pairs of a package's name and an ID, by the module.
+_registered: dict[str, set[tuple[str, str]]] = {}
 
 
 def import_gym() -> Any:
@@ -43,15 +50,26 @@ def import_gymnasium() -> Any:
 def find(env_id: str) -> tuple[Any, Any]:
     """The package, gym or gymnasium, that knows an ID, and its EnvSpec there."""
     module, colon, name = env_id.partition(":")
+    # Both are imported quietly before the module does it.
+    packages = [package for package in (import_gym(), import_gymnasium()) if package]
     if colon:
-        import_gym()  # both quietly, before the module does
-        import_gymnasium()
-        import_module(env_id, module)
+        before = {package: dict(package.envs.registry) for package in packages}
+        imported = import_module(env_id, module)
+        # What the module has registered itself is meant, whatever else has that name.
+        _registered.setdefault(module, set()).update(
+            (package.__name__, known)
+            for package in packages
+            for known, spec in package.envs.registry.items()
+            if before[package].get(known) is not spec
+        )
+        own = {
+            package
+            for package, known in _registered[module]
+            if name in (known, known.rpartition("-v")[0])
+        }
+        packages.sort(key=lambda package: package.__name__ not in own)
     reasons = []
-    for load in (import_gym, import_gymnasium):
-        package = load()
-        if package is None:
-            continue
+    for package in packages:
         try:
             return package, _spec(package, name if colon else env_id)
         except package.error.Error as error:
@@ -61,7 +79,11 @@ def find(env_id: str) -> tuple[Any, Any]:
     # The longer reason names a similar ID, or the versions that there are; else today's package.
     reason = max(reversed(reasons), key=len).rstrip(". ")
     if colon:
-        reason += f", and importing {module} registered nothing of that name"
+        path = getattr(imported, "__file__", None) or "built in"
+        reason += f", and importing {module} ({path}) registered nothing of that name"
+        local = f"{module.partition('.')[0]}.py"
+        if os.path.exists(local) and not (path == local or os.path.samefile(path, local)):
+            reason += f"; it hides {local} here, which needs another name"
     raise UsageError(f"--env {env_id}: {asked}: {reason}{cure}")
 
 
@@ -71,11 +93,11 @@ def construct(env_id: str, package: Any, spec: Any, **arguments: Any) -> Any:
     spec.max_episode_steps, spec.order_enforce = None, False
     spec.kwargs = {**spec.kwargs, **arguments}  # `make` would keep a max_episode_steps to itself
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), undisturbed():
             warnings.simplefilter("ignore")
             # The checker breaks on NumPy 2 and costs time in every step.
             return package.make(spec, disable_env_checker=True)
-    except Exception as error:
+    except OWN_FAILURES as error:
         if isinstance(error, TypeError) and "gymnasium.Env" in str(error):
             # Registered with gymnasium, but of gym's class: gym makes it, and asks no questions.
             gym = import_gym()
@@ -87,7 +109,9 @@ def construct(env_id: str, package: Any, spec: Any, **arguments: Any) -> Any:
                 f"--env {env_id}: this environment can't be drawn: its constructor takes no "
                 "render_mode"
             ) from None
-        if "has no attribute 'unwrapped'" in str(error):
+        if isinstance(error, AttributeError) and not is_of_its_owner(error):
+            if str(error).startswith("module "):
+                raise UsageError(f"--env {env_id}: its entry point is missing: {error}") from None
             raise UsageError(
                 f"--env {env_id}: its class is no environment; expected one that inherits from "
                 "gymnasium.Env or gym.Env"
@@ -102,7 +126,31 @@ def construct(env_id: str, package: Any, spec: Any, **arguments: Any) -> Any:
         raise EnvironmentCrash(env_id, "its constructor") from error
 
 
-def missing_package(error: Exception) -> str | None:
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the current folder and what signals do, whatever the environment's code changes."""
+    folder = os.getcwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def is_of_its_owner(error: BaseException) -> bool:
+    """Whether other code than ours, gym's and gymnasium's took part in an error.
+
+    It did not where our call, or theirs, doesn't fit the arguments of what it calls.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = {frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames}
+    return not packages <= {"harness", "gym", "gymnasium"}
+
+
+def missing_package(error: BaseException) -> str | None:
     """A line about the package that an environment needs, if that is what an error is about."""
     if isinstance(error, ModuleNotFoundError):
         return f"it needs a package that isn't installed: {error}"
@@ -123,7 +171,7 @@ def _spec(package: Any, env_id: str) -> Any:
     return package.spec(registration.get_env_id(namespace, name, version))
 
 
-def import_module(env_id: str, module: str) -> None:
+def import_module(env_id: str, module: str) -> ModuleType:
     """Import the module that registers the environment, from the current folder if need be."""
     if not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
         raise UsageError(
@@ -134,8 +182,9 @@ def import_module(env_id: str, module: str) -> None:
         sys.path.append("")  # last: no file in the current folder hides a package
     importlib.invalidate_caches()
     try:
-        importlib.import_module(module)
-    except Exception as error:
+        with undisturbed():
+            return importlib.import_module(module)
+    except OWN_FAILURES as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise UsageError(
                 f"--env {env_id}: there is no module {module!r}, neither among the installed "

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from harness.arrays import Array
-from harness.environments import Environment, check_environment, make_environment, names
+from harness.environments import (
+    PATIENCE,
+    Environment,
+    check_environment,
+    make_environment,
+    names,
+)
 from harness.errors import UsageError
 from harness.frames import frame_seconds, gif_file, picture_of, png_files
 from harness.terminal import ProgressBar, StopSignal, log
@@ -64,6 +70,12 @@ class WatchedEnvironment:
             log(f"episode {self.episode} return {self.episode_return:.1f}")
             self.bar.reach(self.episode)
         self.draw(self)
+        if self.time_limit is None and self.step_number == PATIENCE:
+            log(
+                f"episode {self.episode} doesn't end; give the environment a time limit, such as "
+                "--set max_episode_steps=1000"
+            )
+            raise EndOfWatching
         if self.stop.number:
             raise EndOfWatching
         return result

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -39,7 +42,8 @@ def final_return(folder):
 
 KINDS = [
     *("Reusing", "ReadOnlyView", "Listing", "Tupling", "Doubles", "Bytes", "NumpyValues"),
-    *("Board", "Numbered", "Pair", "Named", "ActionsFromFive", "WithoutRenderMode", "Unlimited"),
+    *("Board", "Numbered", "Pair", "Named", "FloatPair", "UnsignedNumber"),
+    *("ActionsFromFive", "WithoutRenderMode", "Unlimited"),
 ]
 
 
@@ -123,7 +127,7 @@ def test_until_is_not_reached_where_one_of_the_fresh_episodes_does_not_end(here,
     [
         ("OldStep", "its step returns 4 values; expected (observation, reward, terminated, "),
         ("OldReset", "its reset returns array([0., 0.], dtype=float32); expected (observation, in"),
-        ("Unseeded", "its reset takes no seed; expected reset(self, seed=None, options=None)"),
+        ("Unseeded", "its reset can't be called: Unseeded.reset() got an unexpected keyword argum"),
         ("Longer", "its observation has shape (3,); its space says (2,)"),
         ("Column", "its observation has shape (2, 1); its space says (2,)"),
         ("Ragged", "its observation is [1, [2, 3]]"),
@@ -137,6 +141,19 @@ def test_until_is_not_reached_where_one_of_the_fresh_episodes_does_not_end(here,
         ("OutsideItsSpace", "its observation is 0; its space says Discrete(16, start=1)"),
         ("WrongPart", "its observation['column'] is [4]; its space says MultiDiscrete([4])"),
         ("MissingPart", "its observation is {'row': 0.0}; its space says Dict('row': Box(0.0"),
+        ("WithKeys", "its observation is {0: 0, 1: 0}; its space says Tuple(Discrete(4), Discrete"),
+        ("Overflowing", "its observation['x'] is [300]; its space says Box(0, 255, (1,), uint8)"),
+        ("Fractional", "its observation['x'] is array([0.7]); its space says Box(0, 255, (1,), "),
+        ("Numeral", "its observation['x'] is ['3']; its space says Box(0, 255, (1,), uint8)"),
+        ("Unspeakable", "its observation is a Secret, made of object; expected real numbers"),
+        (
+            "DictOfValues",
+            "its step returns a dict {'observation': array([1., 0.], dtype=float32), ",
+        ),
+        ("ComplexReward", "its reward is (-1+1j); expected a number"),
+        ("OwnSignature", "its reset can't be called: OwnSignature.reset() missing 1 required pos"),
+        ("WrongLimit", "it was registered with a max_episode_steps of '50'; expected a whole num"),
+        ("Nowhere", "its entry point is missing: module 'fields' has no attribute 'Forgotten'"),
         ("NaNReward", "its reward is nan in step 1 of an episode; expected a finite number"),
         ("NoReward", "its reward is None; expected a number"),
         ("InfoForTruncated", "its truncated is {}; expected True or False"),
@@ -175,6 +192,22 @@ def test_an_environment_that_nobody_knows_is_refused(refused, env, reason):
     assert reason.lower() in error.lower()
 
 
+def test_what_a_module_registers_is_meant_whatever_else_has_its_name():
+    env = make_environment("fields:CartPole-v1")
+    assert (env.package, env.n_actions) == ("gymnasium", 4)
+    assert make_environment("CartPole-v1").n_actions == 2
+
+
+def test_a_module_that_another_one_hides_is_named(here, refused):
+    (here / "colorsys.py").write_text("")
+    error = refused("--env", "colorsys:Unheard-v0", "--name", "x")
+    assert re.search(
+        r"importing colorsys \(\S+colorsys.py\) registered nothing of that name; it hides "
+        r"colorsys.py here, which needs another name\n$",
+        error,
+    )
+
+
 def test_without_gymnasium_its_environments_are_refused_with_the_cure(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert "; if it is gymnasium's, pip install gymnasium\n" in refused("--env", "CliffWalking-v1")
@@ -208,10 +241,50 @@ def test_an_exception_of_the_environments_own_keeps_its_traceback(here, capsys):
     assert (here / "x-log/x-500.h5").exists()
 
 
+def test_an_environment_that_exits_is_at_fault(here, capsys):
+    assert run.main([*LEARN, "--env", "fields:LateExit-v0", "--snapshot-every", "500"]) == 1
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == (
+        "run.py: error: the environment fields:LateExit-v0 failed in its own code, in step:"
+    )
+    assert last == "SystemExit: 0"
+    assert (here / "x-log/x-500.h5").exists()
+
+
+def test_what_an_environment_changes_around_it_is_put_back(here, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    assert run.main([*LEARN, "--env", "fields:Untidy-v0"]) == 0
+    assert Path.cwd() == here
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert (here / "x-log/x-1500.h5").exists()
+    assert "Play it:\n" in capsys.readouterr().out
+
+
+def test_an_environment_may_compute_with_tensorflow_itself(here):
+    code = "import fields, gym, tensorflow as tf\n"
+    code += "class Own(fields.Field):\n    start = tf.constant([0.0, 0.0])\n"
+    code += "    def observe(self):\n        return tf.constant(self.place) + self.start\n"
+    (here / "computing.py").write_text(code + "gym.register('Own-v0', Own, max_episode_steps=50)\n")
+    path = os.pathsep.join([str(ENVIRONMENTS), str(here)])
+    result = run_command(
+        *("run.py", *LEARN, "--env", "computing:Own-v0", "--max-steps", "400"),
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=here,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (here / "x-log/x-400.h5").exists()
+
+
 @pytest.mark.parametrize(
     ("env", "where", "last"),
     [
         ("fields:OneActionFails-v0", "step", "KeyError: 3"),
+        (
+            "fields:HelperFails-v0",
+            "reset",
+            "TypeError: HelperFails.reset.<locals>.helper() got",
+        ),
+        ("leaving:Field-v0", "the import of leaving", "SystemExit: done"),
         ("fields:Absent-v0", "its constructor", "RuntimeError: its owner forgot something"),
         ("broken:Field-v0", "the import of broken", "NameError: name 'forgotten' is not defined"),
         (
@@ -227,6 +300,7 @@ def test_an_exception_at_the_start_keeps_its_traceback_too(
 ):
     monkeypatch.syspath_prepend(here)
     (here / "broken.py").write_text("forgotten\n")
+    (here / "leaving.py").write_text("import sys\nsys.exit('done')\n")
     (here / "importing.py").write_text("import nowhere_to_be_found\n")
     before = {path.name for path in here.iterdir()}
     flags = ["--name", "x"] if program is run else ["--gif", "x.gif"]
@@ -463,6 +537,20 @@ def test_a_time_limit_of_the_environments_own_is_changed_too():
     env.reset(seed=1)
     assert [env.step(0)[3] for _ in range(25)] == [False] * 24 + [True]
     assert env.unwrapped.most == 25
+
+
+def test_set_says_which_limit_an_episode_has_anyway(refused):
+    error = refused("--env", "fields:Hurried-v0", "--set", "max_episode_steps=50", "--name", "x")
+    assert error == (
+        "run.py: error: --set max_episode_steps: fields:Hurried-v0 ends its episodes after 5 steps "
+        "by a TimeLimit of its own; expected at most that, not 50\n"
+    )
+
+
+def test_set_takes_numbers_of_any_type_beside_others_that_may_not_change():
+    env = make_environment("paths:Picky-v0", {"length": 3, "start": 0.25, "cells": 9})
+    inner = env.unwrapped
+    assert (inner.length, inner.start, inner.cells) == (3, 0.25, 9)
 
 
 def test_see_takes_several_numbers_after_one_set(here, capsys):

@@ -82,6 +82,13 @@ def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatc
     assert capsys.readouterr().out.count(f"Saved {frames} frames in {here}\n") == 2
 
 
+def test_an_episode_that_does_not_end_is_given_up_with_the_cure(capsys, monkeypatch, environments):
+    monkeypatch.setattr("harness.viewer.PATIENCE", 30)
+    play(lambda observation: 1, env="fields:Unlimited-v0", eval=True, episodes=3)
+    line = "episode 1 doesn't end; give the environment a time limit, such as --set max_episode_st"
+    assert capsys.readouterr().out.startswith(line)
+
+
 def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
     with start_command("see.py", "--episodes", 20, "--gif", "x.gif") as process:
         process.stdout.readline()
@@ -213,6 +220,15 @@ def test_a_gif_shows_what_the_environment_drew(here, environments):
             expected = np.full((16, 112, 3), (0, 90, 0))
             expected[:, 16 * walked : 16 * walked + 16] = 240, 200, 40
             assert abs(pixels - expected).max() <= 30
+
+
+def test_a_gif_has_one_size_whatever_the_environment_draws(here, environments):
+    play(forwards, env="paths:Growing-v0", gif="path.gif")
+    with Image.open("path.gif") as picture:
+        assert picture.n_frames == 7
+        for frame in range(picture.n_frames):
+            picture.seek(frame)
+            assert picture.size == (112, 16)
 
 
 def test_colours_that_turn_up_later_are_shown(here):

@@ -4,6 +4,9 @@ A field of 4 × 4 places is crossed from one corner to the opposite one: at best
 reward -1 each.
 """
 
+import os
+import signal
+import sys
 from typing import ClassVar
 
 import gym
@@ -234,6 +237,106 @@ class MissingPart(Named):
         return {"row": self.place[0]}
 
 
+class WithKeys(Pair):
+    def observe(self):
+        return dict(enumerate(super().observe()))
+
+
+class Overflowing(Field):
+    observation_space = gym.spaces.Dict(x=gym.spaces.Box(0, 255, (1,), np.uint8))
+
+    def observe(self):
+        return {"x": [300]}
+
+
+class Fractional(Overflowing):
+    def observe(self):
+        return {"x": np.array([0.7])}
+
+
+class Numeral(Overflowing):
+    def observe(self):
+        return {"x": ["3"]}
+
+
+class Unspeakable(Field):
+    class Secret:
+        def __repr__(self):
+            raise RuntimeError("it can't be told")
+
+    def observe(self):
+        return self.Secret()
+
+
+class DictOfValues(Field):
+    def step(self, action):
+        names = "observation", "reward", "terminated", "truncated", "info"
+        return dict(zip(names, super().step(action), strict=True))
+
+
+class ComplexReward(Field):
+    def step(self, action):
+        observation, _, *others = super().step(action)
+        return observation, np.complex128(-1 + 1j), *others
+
+
+class OwnSignature(Field):
+    def reset(self, seed, options):
+        return super().reset(seed=seed)
+
+
+class HelperFails(Field):
+    """Its reset takes a seed; what it calls doesn't."""
+
+    def reset(self, *, seed=None, options=None):
+        def helper():
+            pass
+
+        helper(seed=seed)
+
+
+class FloatPair(Field):
+    """Whole numbers, written as others."""
+
+    observation_space = gym.spaces.MultiDiscrete([SIZE, SIZE])
+
+    def observe(self):
+        return [float(number) for number in self.place]
+
+
+class UnsignedNumber(Field):
+    observation_space = gym.spaces.Discrete(SIZE)
+
+    def observe(self):
+        return np.uint64(self.place[0])
+
+
+class Untidy(Field):
+    """Fails where it cleans up, says nothing useful of itself, changes what belongs to others."""
+
+    metadata: ClassVar = ["rgb_array"]
+
+    def __init__(self, render_mode=None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def reset(self, *, seed=None, options=None):
+        os.chdir("/")
+        return super().reset(seed=seed)
+
+    def close(self):
+        raise RuntimeError("it was closed before")
+
+
+class LateExit(Field):
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 700:
+            sys.exit(0)
+        return super().step(action)
+
+
 class NaNReward(Field):
     def step(self, action):
         observation, _, *others = super().step(action)
@@ -315,4 +418,9 @@ for kind in registered():
     limit = None if kind in (Unlimited, Sticking) else 50
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=limit)
 gym.register("Orphan-v0", Orphan)
+gym.register("WrongLimit-v0", Field, max_episode_steps="50")
+gym.register("Nowhere-v0", "fields:Forgotten")
+gym.register("Hurried-v0", lambda: gym.wrappers.TimeLimit(Field(), 5))
+# The same name as one of gym's own.
+gymnasium.register("CartPole-v1", Field, max_episode_steps=50)
 gymnasium.register("GymsField-v0", Field, max_episode_steps=50)

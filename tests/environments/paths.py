@@ -65,6 +65,23 @@ class Limited(Path):
         return observation, reward, terminated, self.steps == self.most, info
 
 
+class Picky(Path):
+    """Has numbers of several types, one drawn at random; its constructor takes few of them."""
+
+    def __init__(self, render_mode=None, length=6):
+        super().__init__(render_mode, length)
+        self.cells, self.start = np.int64(6), np.random.random()
+        if self.cells > 10:
+            raise ValueError
+
+
+class Growing(Path):
+    """Its pictures grow."""
+
+    def render(self):
+        return super().render().repeat(1 + self.walked, axis=0)
+
+
 class Silent(Path):
     """Draws nothing."""
 
@@ -96,7 +113,7 @@ class Fast(Path):
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 60}
 
 
-for kind in Path, Derived, Silent, Films, Texts, Floats, Timeless, Fast:
+for kind in Path, Derived, Picky, Growing, Silent, Films, Texts, Floats, Timeless, Fast:
     gymnasium.register(f"{kind.__name__}-v0", kind, max_episode_steps=50)
 gymnasium.register("Limited-v0", Limited)
 gym.register("GymnasiumsPath-v0", Path, max_episode_steps=50)
