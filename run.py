@@ -287,7 +287,7 @@ def evaluate(
         weights: of the network whose greedy policy plays.
         seed: it alone decides the episodes and the random actions.
         epsilon: probability of a random action.
-        bar: shows how many of the steps are played.
+        bar: shows how many of the steps are played, or of the episodes.
 
     Returns:
         the return of each episode. Where the environment sets no time limit, an episode that
@@ -313,7 +313,7 @@ def evaluate(
                 return returns
         returns.append(episode_return)
         if bar is not None:
-            bar.reach(min(played, steps))
+            bar.reach(min(played, steps) if steps else len(returns))
     return returns
 
 
@@ -440,7 +440,8 @@ def train(
     def play(purpose: int, steps: int = 0, episodes: int = 1) -> list[float]:
         seed = settings.seed, purpose, progress.step
         policy, epsilon = model.averaged_weights(), settings.eval_epsilon
-        with ProgressBar(steps, "steps", desc="evaluation ", delay=1, leave=False) as bar:
+        total, unit = (steps, "steps") if steps else (episodes, "episodes")
+        with ProgressBar(total, unit, desc="evaluation ", delay=1, leave=False) as bar:
             return evaluate(eval_env, policy, seed, steps, episodes, epsilon, bar)
 
     with (
@@ -471,6 +472,7 @@ def train(
                 batch = replay_buffer.sample(settings.batch_size)
                 fitted = fit_and_predict(batch, next_observation)
                 progress.loss, progress.q_values = float(fitted[0]), fitted[1:]
+                # Weights that aren't finite numbers spoil the Q values of all actions alike.
                 if not (math.isfinite(progress.loss) and math.isfinite(fitted[1])):
                     raise TrainingError(diverged(step))
 

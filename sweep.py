@@ -24,7 +24,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
 import run
 from harness.errors import EnvironmentFault, UsageError, report_crash
 from harness.flags import Flag, Parser, Use, flag
-from harness.log_folder import create_log_folder, find_log_folder, locked
+from harness.log_folder import SWEEP_FILE, create_log_folder, find_log_folder, locked
 from harness.requirements import check_requirements
 from harness.state import VERSION as STATE_VERSION
 from harness.sweeps.cluster import ray_options, start_ray
@@ -36,7 +36,6 @@ from harness.whole_files import write_json
 SEEDS, SEARCH_SEEDS = range(10), range(3)
 BEST = 3  # proposals to confirm
 PRESET = {"preset": ["tutorial"]}
-SWEEP_FILE = "sweep.json"
 VERSION = [STATE_VERSION, 2]  # of the runs' states; of this file and the runs' names
 RESUMING = {"resume", "seeds", "jobs", "address"}
 OF_THE_SWEEP = {"name", *RESUMING}

@@ -18,6 +18,9 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]  # Windows
 
+# What a log folder holds beside snapshots and events; the last is a sweep's.
+CONFIG_FILE, EVALUATIONS_FILE, STATE_FILE = "config.json", "evaluations.csv", "state.npz"
+SWEEP_FILE = "sweep.json"
 MOST_LISTED = 5  # runs that a message names
 
 
@@ -117,7 +120,7 @@ def snapshot_of(folder: Path) -> Path:
 
 def _why_none_is_best(folder: Path) -> str:
     try:
-        with open(folder / "evaluations.csv", encoding="utf-8", newline="") as file:
+        with open(folder / EVALUATIONS_FILE, encoding="utf-8", newline="") as file:
             averages = [float(row["episode_return_avg"]) for row in csv.DictReader(file)]
     except FileNotFoundError:
         averages = []
@@ -133,10 +136,10 @@ def _why_none_is_best(folder: Path) -> str:
 def _holds_run(folder: Path, kind: str) -> bool:
     """Whether a folder is that of a run, or of a sweep: config.json alone is a common name."""
     if kind == "sweep":
-        return (folder / "sweep.json").exists()
-    if folder.name.endswith("-log") and (folder / "config.json").exists():
+        return (folder / SWEEP_FILE).exists()
+    if folder.name.endswith("-log") and (folder / CONFIG_FILE).exists():
         return True
-    return (folder / "state.npz").exists()
+    return (folder / STATE_FILE).exists()
 
 
 def _existing_runs(place: Path, kind: str) -> str:

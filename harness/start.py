@@ -9,7 +9,7 @@ from harness.arrays import Weights
 from harness.environments import make_environment
 from harness.errors import UsageError
 from harness.flags import Flags, Use, as_text, flag
-from harness.log_folder import find_snapshot
+from harness.log_folder import STATE_FILE, find_snapshot
 from harness.settings import (
     Given,
     Presets,
@@ -19,7 +19,7 @@ from harness.settings import (
     training_settings,
 )
 from harness.snapshots import check_fit_for, load_snapshot
-from harness.state import STATE_FILE, State, load_state
+from harness.state import State, load_state
 from harness.terminal import log
 
 

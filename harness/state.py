@@ -18,7 +18,6 @@ from harness.errors import UsageError, usage_error
 from harness.flags import LAST_SEED
 from harness.whole_files import unseal, write_sealed
 
-STATE_FILE = "state.npz"
 VERSION = 3
 
 

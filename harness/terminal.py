@@ -211,7 +211,7 @@ class ProgressBar(tqdm):
     def reach(self, number: int, name: str | None = None, result: float = 0) -> None:
         """Show that `number` of the total is done, and `result` as the latest one of a name."""
         if name:
-            self.results[name] = f"{name} {result:.0f}"
+            self.results[name] = f"{name} {result:.4g}"
         self.set_postfix_str(", ".join(self.results.values()), refresh=False)
         self.update(number - self.n)
 

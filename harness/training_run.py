@@ -18,15 +18,14 @@ import numpy as np
 from harness.environments import Environment
 from harness.errors import TrainingError, diverged
 from harness.flags import Flags, Use
-from harness.log_folder import run_name
+from harness.log_folder import CONFIG_FILE, EVALUATIONS_FILE, STATE_FILE, run_name
 from harness.network import FlatModel, q_function
 from harness.settings import kept
 from harness.snapshots import save_snapshot
-from harness.state import STATE_FILE, Episode, Parts, Progress, save_state
+from harness.state import Episode, Parts, Progress, save_state
 from harness.terminal import ProgressBar, StopSignal, log
 from harness.whole_files import attempt, write_json, write_text
 
-EVALUATIONS_FILE = "evaluations.csv"
 EVALUATION = ("step", "episode", "episodes", "episode_return_avg", "avg_max_q_value", "seconds")
 FEW_EPISODES = 10  # an evaluation of fewer says little
 SILENT_STEPS = 2000  # of an episode that doesn't end, after which a line says where the run is
@@ -78,7 +77,7 @@ class TrainingRun:
             log(f"Seed {self.settings.seed}")
         saved = kept(self.settings, self.flags, Use.SAVE)
         self.config = configuration(saved, progress.command, env)
-        attempt(write_json, self.folder / "config.json", self.config)
+        attempt(write_json, self.folder / CONFIG_FILE, self.config)
         columns = kept(self.settings, self.flags, Use.HPARAMS)
         self.logger.log_start(self.first_step, self.config, columns)
         self.bar = ProgressBar(self.settings.max_steps, "steps", initial=self.first_step)
@@ -165,7 +164,7 @@ class TrainingRun:
         self.progress.confirmed_average = max(self.progress.confirmed_average, average)
         if average >= self.settings.until:  # sweeps look it up
             self.config["until_reached"] = True
-            attempt(write_json, self.folder / "config.json", self.config)
+            attempt(write_json, self.folder / CONFIG_FILE, self.config)
         self._lap()
 
     def save(self) -> None:

@@ -14,8 +14,8 @@ from forked import EVERYTHING, train_forked
 import run
 from harness import start
 from harness.errors import UsageError
-from harness.log_folder import locked
-from harness.state import STATE_FILE, VERSION, load_state
+from harness.log_folder import STATE_FILE, locked
+from harness.state import VERSION, load_state
 from harness.whole_files import seal
 
 

@@ -18,7 +18,8 @@ from forked import EVERYTHING, FEW, Training, kill_soon, limit, train_forked
 
 from harness import backend, snapshots
 from harness.errors import UsageError
-from harness.state import STATE_FILE, load_state
+from harness.log_folder import STATE_FILE
+from harness.state import load_state
 from harness.terminal import log
 from harness.whole_files import unseal, write_text
 

@@ -18,11 +18,11 @@ import run
 from harness import backend, training_run
 from harness.environments import make_environment
 from harness.flags import Use, flag
-from harness.log_folder import create_log_folder
+from harness.log_folder import STATE_FILE, create_log_folder
 from harness.network import FlatModel, q_function
 from harness.settings import kept, training_settings
 from harness.snapshots import load_snapshot, save_snapshot
-from harness.state import STATE_FILE, load_state
+from harness.state import load_state
 from harness.summary import summarise
 
 SMALL = {

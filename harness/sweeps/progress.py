@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.log_folder import run_name
+from harness.log_folder import CONFIG_FILE, EVALUATIONS_FILE, run_name
 from harness.sweeps.grid import Trial
-from harness.training_run import EVALUATIONS_FILE
 
 STOPPED = "stopped early"  # the status of a run whose proposal looked hopeless
 
@@ -34,7 +33,7 @@ def is_finished(log_folder: Path) -> bool:
     if not evaluations:
         return False
     step = list(evaluations)[-1]
-    config = json.loads((log_folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((log_folder / CONFIG_FILE).read_text(encoding="utf-8"))
     reached = config.get("until_reached", False)
     snapshot = log_folder / f"{run_name(log_folder)}-{step}.h5"
     return (reached or step >= config["max_steps"]) and snapshot.exists()

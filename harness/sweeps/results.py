@@ -11,9 +11,9 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap, trim_mean
 
 from harness.flags import as_text
+from harness.log_folder import EVALUATIONS_FILE
 from harness.sweeps.grid import Trial
 from harness.sweeps.progress import STOPPED, is_finished
-from harness.training_run import EVALUATIONS_FILE
 
 # The mean of the middle half (Agarwal et al. 2021, "… at the Edge of the … Precipice").
 interquartile_mean = partial(trim_mean, proportiontocut=0.25)

@@ -16,12 +16,11 @@ import ray
 
 from harness import PROJECT
 from harness.backend import keras
+from harness.log_folder import STATE_FILE
 from harness.sweeps.cluster import on_node, read_files, write_files
 from harness.sweeps.grid import Trial
 from harness.sweeps.progress import is_finished, read_evaluations
 from harness.whole_files import unseal
-
-STATE_FILE = "state.npz"
 
 
 def train_trial(
