@@ -184,8 +184,9 @@ def check_fit(settings: Namespace) -> None:
     weights = sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
     if len(settings.hidden) >= MOST_LAYERS or weights > MOST_WEIGHTS:
         raise UsageError(
-            f"--hidden: these {len(settings.hidden)} layers have {weights:,} weights; at most "
-            f"{MOST_LAYERS - 1} layers and {MOST_WEIGHTS:,} weights are supported"
+            f"--hidden: these {len(settings.hidden)} layers have {weights:,} weights, between "
+            f"{widths[0]:,} observed numbers and {widths[-1]:,} actions; at most {MOST_LAYERS - 1} "
+            f"layers and {MOST_WEIGHTS:,} weights are supported"
         )
     # A transition is two observations, an action, a reward and a discount, in float32.
     gigabytes = settings.buffer_size * (2 * env.observation_size + 3) * 4 / 2**30
