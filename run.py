@@ -27,7 +27,7 @@ import numpy as np
 
 from harness.arrays import Array, Arrays, Weights
 from harness.backend import compile_step, keras, start_tensorflow, tf
-from harness.environments import PATIENCE, Environment, make_environment, observation_bounds
+from harness.environments import PATIENCE, Environment, make_pair, observation_bounds
 from harness.errors import EnvironmentFault, TrainingError, UsageError, diverged, report_crash
 from harness.flags import ANY_TASK, FLAGS, JUDGING, MANY, Flag, Parser, Use, preset_flag
 from harness.log_folder import create_log_folder, find_log_folder, locked
@@ -396,8 +396,7 @@ def train(
         EnvironmentFault: if the environment breaks its contract.
     """
     start_tensorflow(settings.threads, settings.seed)
-    env = make_environment(settings.env, settings.set)
-    eval_env = make_environment(settings.env, settings.set)
+    env, eval_env = make_pair(settings.env, settings.set)
     keras_model = create_model(
         env,
         settings.hidden,

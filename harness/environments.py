@@ -134,7 +134,7 @@ class Environment:
         except OWN_FAILURES as error:
             raise self._failure("reset", "(self, seed=None, options=None)", error) from error
         finally:
-            self._come_back()
+            self.come_back()
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._fault(f"its reset returns {_shown(result)}; expected {RESET_VALUES}")
         observation, info = result
@@ -177,7 +177,7 @@ class Environment:
         if self._steps == self.time_limit:
             truncated = True
         if terminated or truncated:
-            self._come_back()
+            self.come_back()
         return self._received(observation), reward, terminated, truncated, info
 
     def render(self) -> Any:
@@ -193,6 +193,12 @@ class Environment:
         """Close what the environment holds open, such as a window; it may fail at that."""
         with contextlib.suppress(*OWN_FAILURES):  # what was trained or seen stays good
             self._env.close()
+        self.come_back()
+
+    def come_back(self) -> None:
+        """Return to the folder in which the user stands, if the environment has left it."""
+        with contextlib.suppress(OSError):  # it was removed
+            os.chdir(self._folder)
 
     def _received(self, observation: Any) -> Array:
         """A copy of an observation, flat float32, if it is one."""
@@ -268,12 +274,6 @@ class Environment:
                 f"its {method} can't be called: {error}; expected {method}{signature}"
             )
         return EnvironmentCrash(self.id, method)
-
-    def _come_back(self) -> None:
-        """Return to the folder in which the user stands, if the environment has left it."""
-        with contextlib.suppress(OSError):  # it was removed
-            os.chdir(self._folder)
-
 
 def check_environment(env: Environment) -> None:
     """Play a few steps with each action, to see that an environment keeps gym's contract.
@@ -351,6 +351,26 @@ def make_environment(
         except EnvironmentFault as error:
             raise _unfit(env_id, error) from None
     return made
+
+
+def make_pair(env_id: str, changes: Mapping[str, float]) -> tuple[Environment, Environment]:
+    """Make two of the same environment: one to train in, one to evaluate in.
+
+    Raises:
+        EnvironmentFault: if it is of another size each time; else as `make_environment`.
+    """
+    one, other = (make_environment(env_id, changes) for _ in range(2))
+    for what, size, other_size in (
+        ("its observations have {} numbers", one.observation_size, other.observation_size),
+        ("it has {} actions", one.n_actions, other.n_actions),
+    ):
+        if size != other_size:
+            raise EnvironmentFault(
+                env_id,
+                f"{what.format(size)} when it is made, and {other_size} when it is made again; "
+                "expected the same number each time",
+            )
+    return one, other
 
 
 def observation_bounds(env: Environment) -> Array:

@@ -80,5 +80,5 @@ def diverged(step: int) -> str:
     """What a TrainingError says of a loss or weights that stopped being finite numbers."""
     return (
         f"at step {step} the loss or the weights stopped being finite numbers: the values "
-        "diverged; try a lower --learning-rate, or a --gamma further below 1"
+        "diverged; try a lower --learning-rate, a --gamma further below 1, or smaller rewards"
     )

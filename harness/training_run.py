@@ -187,6 +187,7 @@ class TrainingRun:
     def _save_state(self) -> bool:
         self._lap()
         started = self.now
+        self.env.come_back()
         path, settings = self.folder / STATE_FILE, kept(self.settings, self.flags, Use.SAVE)
         saved = attempt(save_state, path, settings, self.progress, self.parts)
         self._lap()
@@ -196,6 +197,7 @@ class TrainingRun:
     def _save_snapshot(self, label: str | int) -> bool:
         if not np.isfinite(self.model.theta.numpy()).all():
             raise TrainingError(diverged(self.progress.step))
+        self.env.come_back()
         path = self.folder / f"{run_name(self.folder)}-{label}.h5"
         origin = kept(self.settings, self.flags, Use.SNAPSHOT) | {"step": self.progress.step}
         return attempt(save_snapshot, path, self.model.as_keras(), origin)

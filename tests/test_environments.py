@@ -227,6 +227,18 @@ def test_a_late_nan_is_blamed_on_the_environment(here, capsys):
     assert (here / "x-log/x-500.h5").exists()
 
 
+def test_an_environment_of_another_size_each_time_is_at_fault(here, capsys):
+    assert run.main([*LEARN, "--env", "fields:Growing-v0"]) == 1
+    error = capsys.readouterr().err
+    expected = (
+        r"run.py: error: the environment fields:Growing-v0 is at fault: its observations have (\d+) "
+        r"numbers when it is made, and (\d+) when it is made again; expected the same number each "
+        r"time\n"
+    )
+    one, other = map(int, re.fullmatch(expected, error).groups())
+    assert other == one + 1
+
+
 def test_an_exception_of_the_environments_own_keeps_its_traceback(here, capsys):
     flags = ["--env", "fields:LateCrash-v0", "--snapshot-every", "500"]
     assert run.main([*LEARN, *flags]) == 1
@@ -253,7 +265,9 @@ def test_an_environment_that_exits_is_at_fault(here, capsys):
 
 def test_what_an_environment_changes_around_it_is_put_back(here, capsys):
     handler = signal.getsignal(signal.SIGINT)
-    assert run.main([*LEARN, "--env", "fields:Untidy-v0"]) == 0
+    in_mid_episode = ["--snapshot-every", "730"]
+    assert run.main([*LEARN, "--env", "fields:Untidy-v0", *in_mid_episode]) == 0
+    assert (here / "x-log/x-730.h5").exists()
     assert Path.cwd() == here
     assert signal.getsignal(signal.SIGINT) == handler
     assert (here / "x-log/x-1500.h5").exists()

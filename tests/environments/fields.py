@@ -323,8 +323,25 @@ class Untidy(Field):
         os.chdir("/")
         return super().reset(seed=seed)
 
+    def step(self, action):
+        os.chdir("/")
+        return super().step(action)
+
     def close(self):
         raise RuntimeError("it was closed before")
+
+
+class Growing(Field):
+    """Has one more number each time it is made."""
+
+    size = 2
+
+    def __init__(self, render_mode=None):
+        Growing.size += 1
+        self.observation_space = gym.spaces.Box(-1, 1, (Growing.size,), np.float32)
+
+    def observe(self):
+        return np.resize(self.place, self.observation_space.shape)
 
 
 class LateExit(Field):
