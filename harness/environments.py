@@ -275,6 +275,7 @@ class Environment:
             )
         return EnvironmentCrash(self.id, method)
 
+
 def check_environment(env: Environment) -> None:
     """Play a few steps with each action, to see that an environment keeps gym's contract.
 

@@ -23,7 +23,7 @@ NO_RENDER_MODE = r"unexpected keyword argument 'render_mode'|takes no arguments"
 # What may come out of the environment's code. KeyboardInterrupt is the user's.
 OWN_FAILURES = (Exception, SystemExit, GeneratorExit)
 # What importing a module has registered: pairs of a package's name and an ID, by the module.
-_registered: dict[str, set[tuple[str, str]]] = {}
+registered: dict[str, set[tuple[str, str]]] = {}
 
 
 def import_gym() -> Any:
@@ -56,7 +56,7 @@ def find(env_id: str) -> tuple[Any, Any]:
         before = {package: dict(package.envs.registry) for package in packages}
         imported = import_module(env_id, module)
         # What the module has registered itself is meant, whatever else has that name.
-        _registered.setdefault(module, set()).update(
+        registered.setdefault(module, set()).update(
             (package.__name__, known)
             for package in packages
             for known, spec in package.envs.registry.items()
@@ -64,7 +64,7 @@ def find(env_id: str) -> tuple[Any, Any]:
         )
         own = {
             package
-            for package, known in _registered[module]
+            for package, known in registered[module]
             if name in (known, known.rpartition("-v")[0])
         }
         packages.sort(key=lambda package: package.__name__ not in own)

@@ -20,7 +20,16 @@ from sweeping import SWEEP, rows_of, tree, wait_for
 ALONE = ["unshare", "--map-root-user", "--net", "--mount"]
 ADDRESS = "127.0.0.1:6390"
 TRIALS = 6
-ARGUMENTS = f"--seeds {TRIALS} --max-steps 8000 --eval-every 4000 --snapshot-every 1000 --name both"
+ARGUMENTS = (
+    f"--env hills:Hill-v0 --seeds {TRIALS} --max-steps 8000 --eval-every 4000 "
+    "--snapshot-every 1000 --name both"
+)
+# An environment of the user's own, in the folder where the sweep is started, and nowhere else.
+HILLS = """
+import gym
+from gym.envs.classic_control import MountainCarEnv
+gym.register("Hill-v0", MountainCarEnv, max_episode_steps=200)
+"""
 
 
 @pytest.mark.cluster
@@ -30,6 +39,7 @@ def test_a_node_lost_midway_costs_no_trial(tmp_path):
     place, token = tmp_path / "place", tmp_path / ".ray" / "auth_token"
     place.mkdir(), token.parent.mkdir()
     token.write_text("0" * 64)
+    (place / "hills.py").write_text(HILLS)
     story = subprocess.run(
         [*ALONE, sys.executable, __file__],
         cwd=place,

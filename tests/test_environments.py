@@ -230,12 +230,13 @@ def test_a_late_nan_is_blamed_on_the_environment(here, capsys):
 def test_an_environment_of_another_size_each_time_is_at_fault(here, capsys):
     assert run.main([*LEARN, "--env", "fields:Growing-v0"]) == 1
     error = capsys.readouterr().err
-    expected = (
-        r"run.py: error: the environment fields:Growing-v0 is at fault: its observations have (\d+) "
-        r"numbers when it is made, and (\d+) when it is made again; expected the same number each "
-        r"time\n"
+    found = re.fullmatch(
+        "run.py: error: the environment fields:Growing-v0 is at fault: its observations have "
+        r"(\d+) numbers when it is made, and (\d+) when it is made again; expected the same number "
+        r"each time\n",
+        error,
     )
-    one, other = map(int, re.fullmatch(expected, error).groups())
+    one, other = map(int, found.groups())
     assert other == one + 1
 
 

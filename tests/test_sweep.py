@@ -131,11 +131,19 @@ def test_names_with_characters_that_files_cannot_have_stay_unique():
     assert not set("".join(names)) & set("/:é")
 
 
-def test_nodes_of_a_cluster_are_sent_the_programs_and_the_package_alone():
-    excluded = ray_options("auto", None)["runtime_env"]["excludes"]
-    sent = {path.name for path in SWEEP.parent.iterdir() if f"/{path.name}" not in excluded}
-    assert {"run.py", "loggers.py", "replay_buffer.py", "harness"} <= sent
-    assert not sent & {"tests", "assets", ".git", "README.md"}
+def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    registering = "import gym\ngym.register('{}', 'gym.envs.classic_control:MountainCarEnv')\n"
+    (tmp_path / "lone.py").write_text(registering.format("Lone-v0"))
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/hills.py").write_text(registering.format("Packed-v0"))
+    make("--env", "lone:Lone-v0", "packed.hills:Packed-v0")
+    sent = set(map(Path, ray_options("auto", None)["runtime_env"]["py_modules"]))
+    project = SWEEP.parent
+    assert {project / "run.py", project / "loggers.py", project / "harness"} <= sent
+    assert {tmp_path / "lone.py", tmp_path / "packed"} <= sent
+    assert not {path.name for path in sent} & {"tests", "assets", ".git", "gym"}
 
 
 @pytest.mark.parametrize(

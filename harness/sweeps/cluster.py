@@ -3,13 +3,16 @@
 import os
 import signal
 import socket
+import sys
+import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
 from harness.errors import UsageError
+from harness.registries import registered
 
 CONNECT_SECONDS = 5
 RAY = {  # what Ray reads when it is imported
@@ -34,11 +37,21 @@ def ray_options(address: str | None, jobs: int | None) -> dict[str, Any]:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             raise UsageError(f"--address {address}: no cluster answers there: {error}") from None
-    # The nodes need not have this project; the programs and harness/ are sent to them.
-    others = [p.name for p in PROJECT.iterdir() if p.suffix != ".py" and p.name != "harness"]
-    excluded = ["__pycache__", *(f"/{name}" for name in others)]
-    environment = {"working_dir": str(PROJECT), "excludes": excluded}
+    # The nodes need not have this project, nor the user's own modules.
+    modules = {PROJECT / "harness", *PROJECT.glob("*.py"), *own_modules()}
+    environment = {"py_modules": sorted(map(str, modules)), "excludes": ["__pycache__"]}
     return {"address": address, "runtime_env": environment}
+
+
+def own_modules() -> Iterator[Path]:
+    """The files and packages, but installed ones, that `--env MODULE:ID` has imported."""
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")]
+    for name in {name.partition(".")[0] for name in registered}:
+        module = sys.modules[name]
+        # A package without an __init__.py has no __file__.
+        path = next(iter(getattr(module, "__path__", ())), None) or module.__file__
+        if path and not any(Path(path).is_relative_to(folder) for folder in installed):
+            yield Path(path).resolve()
 
 
 def start_ray(options: dict[str, Any]) -> None:
