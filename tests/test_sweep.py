@@ -174,6 +174,10 @@ def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_p
         ("--search 2 --set gravity=1 gravity=2", "--set: a search can't vary it"),
         ("--search 2 --max-steps 100:200", "--max-steps: a search can't vary it"),
         ("--search 2 --batch-size 64:60000", "no more than the --buffer-size"),
+        (
+            "--search 2 --epsilon 0 1 --batch-size 64:1500 --buffer-size 1000:2000",
+            "--batch-size: expected no more than the --buffer-size of 1000, not 1500",
+        ),
         ("--search 2 --gamma 0.9 1 --max-steps 200:100", "expected a range from low to high"),
         ("--search 2 --gamma 0.9:1.1", "expected a number from 0 to 1, not '1.1'"),
         ("--search 2 --hidden 16:32", "expected layers"),

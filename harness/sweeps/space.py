@@ -1,6 +1,7 @@
 """What a search varies: ranges and choices of hyperparameters, checked before anything starts."""
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -134,7 +135,13 @@ def plan_search(
             raise UsageError("--confirm-seeds: no seeds follow the search's; name some")
     search = Search(given, searched, tables, *counts, seeds, fresh)
     ends = {k: [v.low, v.high] if isinstance(v, Range) else v for k, v in searched.items()}
-    make_trials([*combinations(given | ends), search.preset], [0], *tables)
+    # Where settings don't fit each other, two of them don't: all ends of each two are tried, since
+    # those of all together would be too many.
+    first = {name: values[:1] for name, values in ends.items()}
+    for names in itertools.combinations(ends, min(2, len(ends))):
+        some = {name: ends[name] for name in names}
+        make_trials(combinations(given | first | some), [0], *tables)
+    make_trials([search.preset], [0], *tables)
     return search
 
 
