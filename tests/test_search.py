@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from sweeping import SWEEP, communicate, leave, make, read, rows_of, start, wait_for
+from sweeping import SWEEP, communicate, leave, make, read, rows_of, start, wait_for, workers
 
 pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
 import pandas as pd
@@ -50,11 +50,11 @@ def story(tmp_path_factory):
     process = start(SEARCH, place, env=environment)
     told.interrupted = wait_for(second_run, process)[0].name
     told.first = {path: path.stat().st_mtime_ns for path in folder.glob("*.txt")}
-    children = psutil.Process(process.pid).children(recursive=True)
+    training = workers(process)
     process.send_signal(signal.SIGKILL)
     told.before = proposals()
     communicate(process)
-    psutil.wait_procs(children, timeout=600)  # a worker may train for a moment yet
+    psutil.wait_procs(training, timeout=600)  # they may train for a moment yet
     told.interrupted_at = max(read_evaluations(folder / told.interrupted), default=0)
     told.second = communicate(start("--resume s-sweep", place, env=environment))
     told.after, told.rows = proposals(), rows_of(folder)
