@@ -160,7 +160,7 @@ def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_p
         ("--resume x --gamma 0.9", "--gamma: a resumed sweep keeps what it was started with"),
         ("--eval-every 0", "a run is judged by its last evaluation"),
         ("--batch-size 64 60000", "--batch-size: expected no more than the --buffer-size"),
-        ("--env Nowhere-v0", "neither gym nor gymnasium knows it"),
+        ("--env Unheard-v0", "neither gym nor gymnasium knows it"),
         ("--set gravity=1 speed=2", "no such number"),
         ("--gamma 0.9:0.99", "--gamma: a range needs --search N"),
         ("--confirm 2", "--confirm does nothing without --search"),
