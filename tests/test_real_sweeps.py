@@ -234,6 +234,19 @@ def test_a_failure_of_ray_itself_is_one_line_and_says_how_to_go_on(here, monkeyp
     assert [row["status"] for row in rows_of(here / "lost-sweep").values()] == ["unfinished"]
 
 
+def test_modules_that_cannot_be_sent_to_the_nodes_are_one_line(here, monkeypatch, capfd):
+    import ray
+
+    def init(**_options):
+        raise ray.exceptions.RuntimeEnvSetupError("Failed to upload module hills:\ntoo large")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert sweep.main(["--seeds", "1", "--name", "sent"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("sweep.py: error: can't use Ray: ") and err.count("\n") == 1
+    assert "Failed to upload module hills: too large" in err
+
+
 def test_a_trials_files_come_home_from_a_node_with_another_disk(tmp_path):
     from harness.sweeps.cluster import read_files, write_files
 

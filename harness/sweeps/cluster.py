@@ -69,7 +69,7 @@ def start_ray(options: dict[str, Any]) -> None:
     starting_ray = True
     try:
         ray.init(log_to_driver=False, logging_level="CRITICAL", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UsageError(f"can't use Ray: {' '.join(str(error).split())}") from None
     finally:
         starting_ray = False

@@ -97,8 +97,8 @@ class Training:
     """The training of what a plan asks for.
 
     A trial that fails, or whose node is lost, is retried from its last state that reached the
-    sweep's folder: from another node, files come at the end of a job. Once the
-    sweep's `stop` is set, running trials save their state and end.
+    sweep's folder: from another node, files come at the end of a job. Once the sweep's `stop` is
+    set, running trials save their state and end.
 
     Attributes:
         failed: the names of the trials that failed for good.
