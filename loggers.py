@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 
 from harness.errors import reason
-from harness.state import Episode
 from harness.terminal import log
 from harness.whole_files import attempt, write_file
 
@@ -39,7 +38,12 @@ class TensorBoardLogger:
         self._session = event_pb2.SessionLog
         self._summary = summary_pb2.Summary
         self._folder = folder
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files in the order of their names. Their numbers look like its own,
+        # a time, but always grow, even where a clock was set back.
+        earlier = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        numbers = [int(number) + 1 for number in earlier if number.isdecimal()]
+        number = max([int(time.time()), *numbers])
+        name = f"events.out.tfevents.{number:010}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
         self._writer = RecordWriter
         self._records: RecordWriter | None = None
@@ -48,9 +52,11 @@ class TensorBoardLogger:
     def log_start(
         self, first_step: int, configuration: dict[str, Any], hyperparameters: Iterable[str]
     ) -> None:
-        """Begin the events of a run, or of a resumed one from `first_step` on.
+        """Begin the events of a run, or of a resumed one.
 
         Args:
+            first_step: the first that is to be taken. Points from there on, of a run that was
+                killed further on, are replaced.
             configuration: dict that JSON can hold, shown in the TEXT tab.
             hyperparameters: names of its values to show in the HPARAMS tab, which puts those
                 first that differ between runs, and compares the last points of all plots.
@@ -71,41 +77,54 @@ class TensorBoardLogger:
 
         attempt(write_file, self._folder / HPARAMS_FILE, write_hparams)
         self._write(file_version=EVENTS_VERSION)
-        # Points from here on replace those of a run that was killed further on.
         self._write(step=first_step, session_log=self._session(status="START"))
         code = textwrap.indent(json.dumps(configuration, indent=2), "    ")  # in Markdown
         self._write(summary=text.text_pb("configuration", code))
 
-    def log_episode(self, episode: Episode, step: int, loss: float) -> None:
+    def log_episode(
+        self,
+        step: int,
+        loss: float,
+        episode: int,
+        steps: int,
+        episode_return: float,
+        seconds: float,
+    ) -> None:
         """Print the line of an episode that ended at `step`, and add it to the plots.
 
         Args:
             loss: of the last batch; NaN before learning has begun.
+            episode: its number.
+            steps, episode_return, seconds: how long it was, and what it returned.
         """
         memory = psutil.virtual_memory()
         used = memory.used / 2**30
         total = memory.total / 2**30
-        steps = len(episode.actions)
-        seconds = episode.seconds
-        line = _episode_line(episode, step, loss)
-        rate = f"{steps / seconds:.1f} steps/s"
-        timed = f"{line} in {seconds:.2f}s {rate}"
-        log(f"{timed} {used:.1f}/{total:.1f} GB RAM", timed, f"{line} {rate}", line)
+        line = _episode_line(step, loss, episode, steps, episode_return)
+        rate = steps / seconds
+        log(f"{line} in {seconds:.2f}s {rate:.1f} steps/s {used:.1f}/{total:.1f} GB RAM")
         self.log_scalars(
             step,
-            episode_return=episode.episode_return,
+            episode_return=episode_return,
             episode_steps=steps,
             episode_seconds=seconds,
-            steps_per_second=steps / seconds,
+            steps_per_second=rate,
             memory_used=used,
             loss=loss,
         )
 
-    def log_running_episode(self, episode: Episode, step: int, loss: float) -> None:
+    def log_running_episode(
+        self,
+        step: int,
+        loss: float,
+        episode: int,
+        steps: int,
+        episode_return: float,
+        seconds: float,
+    ) -> None:
         """Print where a run is whose episode doesn't end; the arguments are `log_episode`'s."""
-        steps, seconds = len(episode.actions), episode.seconds
-        line = f"{_episode_line(episode, step, loss)} so far"
-        log(f"{line}, {steps / seconds:.1f} steps/s", line)
+        line = _episode_line(step, loss, episode, steps, episode_return)
+        log(f"{line} so far, {steps / seconds:.1f} steps/s")
 
     def log_evaluation(
         self, episode_number: int, step: int, episode_return_avg: float, avg_max_q_value: float
@@ -165,8 +184,8 @@ class TensorBoardLogger:
         self._working = False
 
 
-def _episode_line(episode: Episode, step: int, loss: float) -> str:
-    line = f"episode {episode.number} steps {len(episode.actions)}/{step} "
+def _episode_line(step: int, loss: float, episode: int, steps: int, episode_return: float) -> str:
+    line = f"episode {episode} steps {steps}/{step} "
     if not math.isnan(loss):
         line += f"loss {loss:.7f} "
-    return f"{line}return {episode.episode_return:.1f}"
+    return f"{line}return {episode_return:.1f}"

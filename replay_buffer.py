@@ -1,12 +1,14 @@
 """The experience replay: a ring buffer of transitions."""
 
 from collections import deque
+from collections.abc import Mapping
 from operator import mul
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from harness.arrays import Array, Arrays
+Array = npt.NDArray[np.float32]
 
 
 class ReplayBuffer:
@@ -73,7 +75,19 @@ class ReplayBuffer:
         self.pending.append((observation, action))
         self.pending_rewards.append(reward)
         episode_ended = terminated or truncated
-        while self.pending and (episode_ended or len(self.pending) == self.n_step):
+        if episode_ended or len(self.pending) == self.n_step:
+            self._store(next_observation, terminated, episode_ended)
+
+    def cut(self, observation: Array) -> None:
+        """End all sums of rewards at an observation, from which they bootstrap.
+
+        Call it before an action that isn't greedy is taken: what follows such an action says
+        nothing about the policy (Watkins 1989; Sutton and Barto 2018, section 12.10).
+        """
+        self._store(observation, False, True)
+
+    def _store(self, next_observation: Array, terminated: bool, all_pending: bool) -> None:
+        while self.pending and (all_pending or len(self.pending) == self.n_step):
             row = self.next_row
             self.observations[row], self.actions[row] = self.pending.popleft()
             self.rewards[row] = sum(map(mul, self.powers, self.pending_rewards))
@@ -82,11 +96,6 @@ class ReplayBuffer:
             self.pending_rewards.popleft()
             self.next_row = (row + 1) % len(self.rows)
             self.length = max(self.length, row + 1)
-
-    def forget_pending(self) -> None:
-        """Drop the steps of an episode that will not go on."""
-        self.pending.clear()
-        self.pending_rewards.clear()
 
     def sample(self, batch_size: int) -> Array:
         """Draw transitions uniformly with replacement, O(batch_size).
@@ -111,37 +120,28 @@ class ReplayBuffer:
         """
         return self.observations[rng.integers(self.length, size=count)]
 
-    def get_state(self) -> Arrays:
-        """All that `set_state` needs to go on just as this buffer would."""
-        return {
-            "rows": self.rows[: self.length],
-            "next_row": np.array(self.next_row),
-            "pending_observations": np.array([observation for observation, _ in self.pending]),
-            "pending_actions": np.array([action for _, action in self.pending]),
-            "pending_rewards": np.array(self.pending_rewards),
-        }
+    def get_state(self) -> dict[str, npt.NDArray[Any]]:
+        """All that `set_state` needs to continue just as this buffer would.
 
-    def set_state(self, state: Arrays) -> None:
+        Raises:
+            ValueError: in the middle of an episode, whose last steps aren't complete yet.
+        """
+        if self.pending:
+            raise ValueError("the buffer has a state at the end of an episode only")
+        return {"rows": self.rows[: self.length], "next_row": np.array(self.next_row)}
+
+    def set_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Take over what `get_state` returned; ValueError if a buffer like this one never did."""
         rows, next_row = state["rows"], int(state["next_row"])
-        observations = state["pending_observations"].astype(np.float32)
-        actions = state["pending_actions"].astype(int).tolist()
-        rewards = state["pending_rewards"].astype(float).tolist()
         fits = (
             rows.shape[1:] == self.rows.shape[1:]
             and next_row in range(len(self.rows))
             and (next_row == len(rows) or len(rows) == len(self.rows))
-            and len(observations) == len(actions) == len(rewards) < self.n_step
-            and all(
-                observation.shape == self.observations.shape[1:] for observation in observations
-            )
         )
         if not fits:
             raise ValueError("that isn't the state of a replay buffer like this one")
         self.length, self.next_row = len(rows), next_row
         self.rows[: self.length] = rows
-        self.pending = deque(zip(observations, actions, strict=True))
-        self.pending_rewards = deque(rewards)
 
 
 def row_width(observation_size: int) -> int:

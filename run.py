@@ -5,41 +5,42 @@ python run.py --model NAME-log       watch its best policy in a window
 python run.py --help                 everything else
 """
 
+import inspect
 import math
-import os
-import shlex
-import signal
 import sys
-
-if __name__ == "__main__":  # Ctrl-C during the imports below: no traceback
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    from harness.requirements import check_requirements
-
-    check_requirements("run.py")
-
-from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from harness.program import prepare
+
+    prepare("run.py")
+
 import numpy as np
 
-from harness.arrays import Array, Arrays, Weights
+from harness import self_check, start, summary
+from harness.arrays import Array
 from harness.backend import compile_step, keras, start_tensorflow, tf
-from harness.environments import PATIENCE, Environment, make_pair, observation_bounds
-from harness.errors import EnvironmentFault, TrainingError, UsageError, diverged, report_crash
-from harness.flags import ANY_TASK, FLAGS, JUDGING, MANY, Flag, Parser, Use, preset_flag
-from harness.log_folder import create_log_folder, find_log_folder, locked
-from harness.network import FlatModel, q_function
-from harness.self_check import self_check
-from harness.settings import changes, refuse_useless, task_of, warnings
-from harness.start import policy_to_play, run_to_resume, run_to_start
-from harness.state import Episode, Parts, Progress, State, replayed, restore
-from harness.summary import summarise
-from harness.terminal import ProgressBar, StopSignal, log, start_program
-from harness.training_run import Listener, TrainingRun
-from harness.viewer import watching
+from harness.environments import PATIENCE, Environment
+from harness.errors import TrainingError, diverged
+from harness.network import (
+    FlatModel,
+    QFunction,
+    check_network,
+    compile_q_function,
+    load_q_function,
+    make_models,
+)
+from harness.program import Program
+from harness.settings import JUDGING, LEARNING, MANY, PlaySettings, RunSettings, setting
+from harness.snapshots import Snapshot
+from harness.terminal import log
+from harness.training_run import TrainingRun
+from harness.watching import watching
 from loggers import TensorBoardLogger
 from replay_buffer import ReplayBuffer, row_width, split_columns
 
@@ -58,51 +59,74 @@ EVAL_EPSILON = 0.0
 TRAIN_EPSILON = 0.01
 Q_VALIDATION_SIZE = 10000
 
-HYPERPARAMETERS = {
-    "gamma": Flag(DISCOUNT_FACTOR_GAMMA, 0, 1, "discount factor of future rewards"),
-    "learning_rate": Flag(LEARNING_RATE, 1e-9, 10, "Adam's learning rate"),
-    "n_step": Flag(1, 1, 1000, "rewards summed before bootstrapping"),
-    "hidden": Flag((32, 32), 1, 8192, "units of each hidden layer"),
-    "scale_inputs": Flag(
+
+@dataclass(kw_only=True)
+class Settings(RunSettings):
+    """Every number of a run: a flag each, with its default, its bounds and what it means."""
+
+    gamma: float = setting(DISCOUNT_FACTOR_GAMMA, 0, 1, "discount factor of future rewards")
+    learning_rate: float = setting(LEARNING_RATE, 1e-9, 10, "Adam's learning rate")
+    final_learning_rate: float = setting(
+        0.0, 0, 10, "learning rate at the end of --learning-rate-decay-steps"
+    )
+    learning_rate_decay_steps: int = setting(
+        0, 0, MANY, "fits over which the learning rate falls, 0 for none"
+    )
+    double_q: int = setting(0, 0, 1, "1: Double Q-learning, 0: the tutorial's")
+    n_step: int = setting(
+        1, 1, 1000, "rewards summed before bootstrapping, up to the next action that isn't greedy"
+    )
+    hidden: tuple[int, ...] = setting((32, 32), 1, 8192, "units of each hidden layer")
+    scale_inputs: float = setting(
         0.0,
         0,
         1000,
-        "first layer's initial weights: divided by the observations' bounds, times this; 0: as is",
-        Use.HYPERPARAMETER & ~Use.CONTINUE,
-    ),
-    "batch_size": Flag(BATCH_SIZE, 1, 10**6, "transitions fitted at each step"),
-    "target_update_every": Flag(TARGET_UPDATE_EVERY, 1, MANY, "steps between target updates"),
-    "epsilon": Flag(TRAIN_EPSILON, 0, 1, "probability of a random action"),
-    "initial_epsilon": Flag(1.0, 0, 1, "epsilon at the start of --epsilon-decay-steps"),
-    "epsilon_decay_steps": Flag(0, 0, MANY, "steps over which epsilon falls, 0 for none"),
-    "max_repeat": Flag(1, 1, MANY, "most steps that one random action lasts"),
-    "buffer_size": Flag(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay"),
-    "train_start": Flag(TRAIN_START, 1, MANY, "first step that fits a batch"),
-    "ema_momentum": Flag(0.0, 0, 0.999999, "of the running average of the weights, 0 for none"),
-    "clipnorm": Flag(1.0, 1e-9, MANY, "norm to which longer gradients are shortened"),
-    "max_steps": Flag(MAX_STEPS, 1, MANY, "steps to train for", JUDGING | Use.CHANGE),
-    "eval_every": Flag(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none", JUDGING),
-    "eval_steps": Flag(EVAL_STEPS, 1, MANY, "least number of steps in an evaluation", JUDGING),
-    "eval_epsilon": Flag(EVAL_EPSILON, 0, 1, "share of random actions in an evaluation", JUDGING),
-    "log_every": Flag(LOG_EVERY, 1, MANY, "steps between log lines", JUDGING),
-    "snapshot_every": Flag(
+        "the first layer starts out as if each observed number were centred and scaled by its "
+        "bounds, times this; 0: as is",
+        LEARNING - {"continue"},
+    )
+    batch_size: int = setting(BATCH_SIZE, 1, 10**6, "transitions fitted at each step")
+    target_update_every: int = setting(TARGET_UPDATE_EVERY, 1, MANY, "steps between target updates")
+    epsilon: float = setting(TRAIN_EPSILON, 0, 1, "probability of a random action")
+    initial_epsilon: float = setting(1.0, 0, 1, "epsilon at the start of --epsilon-decay-steps")
+    epsilon_decay_steps: int = setting(0, 0, MANY, "steps over which epsilon falls, 0 for none")
+    max_repeat: int = setting(1, 1, MANY, "most steps that one random action lasts")
+    buffer_size: int = setting(REPLAY_BUFFER_SIZE, 1, 10**8, "transitions kept for replay")
+    train_start: int = setting(TRAIN_START, 1, MANY, "first step that fits a batch")
+    ema_momentum: float = setting(
+        0.0, 0, 0.999999, "momentum of the running average of the weights, 0 for none"
+    )
+    clipnorm: float = setting(1.0, 1e-9, MANY, "norm to which longer gradients are shortened")
+    max_steps: int = setting(MAX_STEPS, 1, MANY, "steps to train for", JUDGING | {"change"})
+    eval_every: int = setting(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none", JUDGING)
+    eval_steps: int = setting(
+        EVAL_STEPS, 1, MANY, "least number of steps in an evaluation", JUDGING
+    )
+    eval_epsilon: float = setting(
+        EVAL_EPSILON, 0, 1, "share of random actions in an evaluation", JUDGING
+    )
+    log_every: int = setting(LOG_EVERY, 1, MANY, "steps between log lines", JUDGING)
+    snapshot_every: int = setting(
         SNAPSHOT_EVERY, 0, MANY, "steps between snapshots, 0 for the last one only", JUDGING
-    ),
-    "q_validation_size": Flag(
-        Q_VALIDATION_SIZE, 1, 10**6, "states that avg_max_q_value averages over", JUDGING
-    ),
-}
+    )
+    q_validation_size: int = setting(
+        Q_VALIDATION_SIZE, 1, 10**6, "observations that avg_max_q_value averages over", JUDGING
+    )
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
     "tuned": {
         "gamma": 0.998,
         "learning_rate": 0.002,
+        "final_learning_rate": 0.0005,
+        "learning_rate_decay_steps": 100000,
+        "double_q": 1,
         "n_step": 10,
         "hidden": (64, 64),
         "scale_inputs": 4.4,
-        "batch_size": 96,
-        "target_update_every": 400,
-        "epsilon_decay_steps": 7000,
+        "target_update_every": 200,
+        "epsilon_decay_steps": 10000,
         "max_repeat": 50,
         "ema_momentum": 0.999,
         "max_steps": 100000,
@@ -110,7 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_steps": 2000,
     },
 }
-ALL_FLAGS = {**FLAGS, "preset": preset_flag(PRESETS), **HYPERPARAMETERS}
+LEAST_EPISODES = 10  # of an evaluation: fewer say little about a policy
 CONFIRMING_EPISODES = 100  # that `--until` needs beside the evaluation that reaches it
 # Each purpose draws random numbers of its own, so that none disturbs another. Those of
 # EXPLORATION also seed the episodes of training.
@@ -118,24 +142,25 @@ EXPLORATION, REPLAY, VALIDATION, EVALUATION, CONFIRMATION = range(5)
 
 
 def create_model(
-    env: Environment,
+    env: Any,
     hidden: Sequence[int] = (32, 32),
     learning_rate: float = LEARNING_RATE,
     clipnorm: float = 1.0,
-    scale_inputs: float = 0.0,
     ema_momentum: float = 0.0,
+    learning_rate_decay_steps: int = 0,
+    final_learning_rate: float = 0.0,
 ) -> Any:
     """The Q network: Q values of the actions that the mask lets through, zeros for the others.
 
+    Whatever it returns is the network that is trained, evaluated, saved and played.
+
     Args:
-        env: asked for the sizes of its observations and actions.
+        env: anything with an `observation_size` and `n_actions`.
         hidden: the units of each hidden layer.
         clipnorm: the longest gradient of all weights together; longer ones are shortened to it.
-        scale_inputs: unless it is 0, the first layer's initial weights are multiplied by it and
-            divided by the observations' bounds (1 where there is none). With 1 the network begins
-            as if all observed numbers ranged from -1 to 1, as LeCun et al. 1998 advise ("Efficient
-            BackProp", section 4.3): a velocity is at most 0.07.
         ema_momentum: unless it is 0, Adam keeps a running average of the weights.
+        learning_rate_decay_steps: unless it is 0, the learning rate falls in so many fits to the
+            final one, along half a cosine (Loshchilov and Hutter 2017, "SGDR", equation 5).
 
     Returns:
         compiled keras.Model of float32 inputs (batch, observation_size) and (batch, n_actions).
@@ -148,11 +173,14 @@ def create_model(
     output = keras.layers.Dense(env.n_actions, name="output")(layer)
     filtered_output = keras.layers.Multiply(name="filtered_output")([output, action_mask])
     model = keras.Model([observations, action_mask], filtered_output, name="q_network")
-    if scale_inputs:
-        kernel, *others = model.get_weights()
-        model.set_weights([kernel * scale_inputs / observation_bounds(env)[:, None], *others])
+    schedule: Any = learning_rate
+    if learning_rate_decay_steps:
+        share_left = final_learning_rate / learning_rate
+        schedule = keras.optimizers.schedules.CosineDecay(
+            learning_rate, learning_rate_decay_steps, share_left
+        )
     optimizer = keras.optimizers.Adam(
-        learning_rate,
+        schedule,
         global_clipnorm=clipnorm,
         use_ema=ema_momentum > 0,
         ema_momentum=ema_momentum,
@@ -161,13 +189,20 @@ def create_model(
     return model
 
 
+def make_network(env: Environment, settings: Settings) -> Any:
+    """The network that `create_model` makes: its parameters are the settings of those names."""
+    names = inspect.signature(create_model).parameters
+    given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    return create_model(env, **{name: value for name, value in given.items() if name != "env"})
+
+
 def predict(model: Any, observations: Any) -> Any:
     """Q values of every action, a tensor (batch, n_actions): a mask of ones lets all through."""
     action_mask = tf.ones((observations.shape[0], model.output_shape[-1]))
     return model([tf.convert_to_tensor(observations), action_mask])
 
 
-def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any) -> Any:
+def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: bool = False) -> Any:
     """Fit `model` to the Bellman equation on a batch of transitions.
 
     Q(s, a) = r + γ max Q(s', a') over a', with Q(s', ·) from `target_model` (Mnih et al. 2015,
@@ -175,6 +210,9 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any) -> Any:
 
     Args:
         batch: float32 tensor (batch_size, row_width) of ReplayBuffer.sample.
+        double_q: whether a' is the best action by `model`, instead of `target_model`, whose errors
+            would then choose what they overrate (van Hasselt et al. 2016, "Deep Reinforcement
+            Learning with Double Q-learning", equation 4).
 
     Returns:
         the loss, a float32 scalar.
@@ -182,14 +220,19 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any) -> Any:
     columns = split_columns(batch, model.input_shape[0][-1])
     observations, actions, rewards, next_observations, discounts = columns
     next_q_values = predict(target_model, next_observations)
+    if double_q:
+        next_actions = tf.argmax(predict(model, next_observations), axis=1)
+        next_values = tf.gather(next_q_values, next_actions, batch_dims=1)
+    else:
+        next_values = tf.reduce_max(next_q_values, axis=1)
     # The discount of a terminated transition is 0: its next state has no value.
-    q_values = rewards + discounts * tf.reduce_max(next_q_values, axis=1)
+    q_values = rewards + discounts * next_values
     one_hot_actions = tf.one_hot(tf.cast(actions, tf.int32), model.output_shape[-1])
     return model.fit([observations, one_hot_actions], one_hot_actions * q_values[:, None])
 
 
 def compile_fit_and_predict(
-    model: FlatModel, target_model: FlatModel, batch_size: int
+    model: FlatModel, target_model: FlatModel, batch_size: int, double_q: bool = False
 ) -> Callable[[Array, Array], Array]:
     """Compile all that a training step asks of TensorFlow into one call.
 
@@ -199,7 +242,7 @@ def compile_fit_and_predict(
     """
 
     def fit_and_predict(batch: Any, observation: Any) -> Any:
-        loss = fit_batch(model, target_model, batch)
+        loss = fit_batch(model, target_model, batch, double_q)
         return tf.concat([[loss], predict(model, observation[None])[0]], axis=0)
 
     size = model.input_shape[0][-1]
@@ -218,7 +261,7 @@ def epsilon_greedy_action(q_values: Array, epsilon: float, rng: np.random.Genera
     return greedy_action(q_values)
 
 
-def epsilon_at(step: int, settings: Namespace) -> float:
+def epsilon_at(step: int, settings: Settings) -> float:
     """Epsilon, which falls linearly from its initial value (Mnih et al. 2015, table 1)."""
     if step >= settings.epsilon_decay_steps:
         return settings.epsilon
@@ -234,7 +277,7 @@ class Exploration:
     end. With a `max_repeat` of 1, actions are those of `epsilon_greedy_action`.
     """
 
-    def __init__(self, settings: Namespace, rng: np.random.Generator) -> None:
+    def __init__(self, settings: Settings, rng: np.random.Generator) -> None:
         self.settings, self.rng = settings, rng
         self.repeated_action = self.repeats_left = 0
 
@@ -251,17 +294,9 @@ class Exploration:
         self.repeats_left -= 1
         return self.repeated_action
 
-    def end_episode(self) -> None:
-        """Let no action last into the next episode."""
+    def begin_episode(self) -> None:
+        """Let no action last from one episode into the next."""
         self.repeats_left = 0
-
-    def get_state(self) -> Arrays:
-        """What `set_state` needs to go on; the generator isn't part of it."""
-        return {"repeat": np.array([self.repeated_action, self.repeats_left])}
-
-    def set_state(self, state: Arrays) -> None:
-        """Take over what `get_state` returned."""
-        self.repeated_action, self.repeats_left = map(int, state["repeat"])
 
 
 def draw_seed(rng: np.random.Generator) -> int:
@@ -270,24 +305,24 @@ def draw_seed(rng: np.random.Generator) -> int:
 
 
 def evaluate(
-    env: Any,
-    weights: Weights,
+    env: Environment,
+    q_function: QFunction,
     seed: int | Sequence[int],
     steps: int = 0,
     episodes: int = 1,
     epsilon: float = EVAL_EPSILON,
-    bar: ProgressBar | None = None,
+    listener: start.Listener | None = None,
 ) -> list[float]:
-    """Play whole episodes: at least so many of them, and at least so many steps.
+    """Play whole episodes greedily: at least so many of them, and at least so many steps.
 
     The last episode is always finished, so that no short one is preferred.
 
     Args:
-        env: Environment that training doesn't use, or one that is watched.
-        weights: of the network whose greedy policy plays.
+        env: one that training doesn't use.
+        q_function: gives the Q values (n_actions,) of an observation (observation_size,).
         seed: it alone decides the episodes and the random actions.
         epsilon: probability of a random action.
-        bar: shows how many of the steps are played, or of the episodes.
+        listener: is told of each episode and each step.
 
     Returns:
         the return of each episode. Where the environment sets no time limit, an episode that
@@ -301,66 +336,24 @@ def evaluate(
     played = 0
     while played < steps or len(returns) < episodes:
         observation, _ = env.reset(seed=draw_seed(rng))
+        if listener:
+            listener.reset()
         began, episode_return, ended = played, 0.0, False
         while not ended:
-            q_values = q_function(weights, observation)
-            action = epsilon_greedy_action(q_values, epsilon, action_rng)
+            action = epsilon_greedy_action(q_function(observation), epsilon, action_rng)
             observation, reward, terminated, truncated, _ = env.step(action)
             episode_return += reward
             ended = terminated or truncated
             played += 1
+            if listener:
+                listener.step(action, reward, ended)
             if played - began > longest:
                 return returns
         returns.append(episode_return)
-        if bar is not None:
-            bar.reach(min(played, steps) if steps else len(returns))
     return returns
 
 
-def begin_episode(number: int, env: Environment, rng: np.random.Generator) -> tuple[Episode, Array]:
-    """Begin an episode of training; return it and its first observation."""
-    episode = Episode(number, draw_seed(rng))
-    observation, _ = env.reset(seed=episode.seed)
-    return episode, observation
-
-
-def first_progress(env: Environment, model: FlatModel, rng: np.random.Generator) -> Progress:
-    """Begin the first episode of a new run."""
-    episode, observation = begin_episode(1, env, rng)
-    q_values = q_function(model.get_weights(), observation)
-    no_states = np.zeros((0, env.observation_size), np.float32)
-    command = shlex.join(["python", *sys.argv])
-    return Progress(episode, observation, q_values, no_states, command)
-
-
-def take_up(
-    state: State,
-    parts: Parts,
-    env: Environment,
-    model: FlatModel,
-    replay_buffer: ReplayBuffer,
-    exploration: Exploration,
-) -> Progress:
-    """Bring a stopped run's parts and its environment to where they were.
-
-    An environment that ignores its seed can't be brought there: then a new episode begins.
-    """
-    progress = restore(state, parts, env)
-    if not replayed(env, progress.episode, progress.observation):
-        number = progress.episode.number
-        log(
-            f"{env.id} ignores its seed: episode {number} can't be taken up where it was; "
-            f"episode {number + 1} begins"
-        )
-        replay_buffer.forget_pending()
-        exploration.end_episode()
-        progress.episode, observation = begin_episode(number + 1, env, exploration.rng)
-        progress.observation = observation
-        progress.q_values = q_function(model.get_weights(), observation)
-    return progress
-
-
-def validation_step(settings: Namespace) -> int:
+def validation_step(settings: Settings) -> int:
     """The step at which the states of avg_max_q_value are drawn from the replay buffer.
 
     The first evaluation needs them; before the first n-step return, the buffer is empty.
@@ -370,131 +363,179 @@ def validation_step(settings: Namespace) -> int:
 
 
 def train(
-    settings: Namespace,
-    folder: Path,
-    stop: StopSignal,
-    weights: Weights | None = None,
-    state: State | None = None,
-    on_evaluation: Listener | None = None,
+    settings: Settings,
+    stop: Any = None,
+    snapshot: Snapshot | None = None,
+    resumed: start.Resumed | None = None,
+    on_evaluation: Callable[[int, float], None] | None = None,
+    place: Path | None = None,
+    command: str | None = None,
 ) -> TrainingRun:
-    """Train a policy; leave snapshots, TensorBoard's events and the run's state in `folder`.
+    """Train a policy; leave snapshots, TensorBoard's events and the run's state in a log folder.
 
     Args:
-        settings: what `training_settings({}, ALL_FLAGS, PRESETS)` returns: every hyperparameter,
-            and `env`, `set`, `seed`, `until`, `threads`, `preset` and `name`.
-        folder: the log folder, `NAME-log`, which exists.
-        stop: training ends after the step in which its `number` is set.
-        weights: those to start from, instead of random ones.
-        state: of a run to go on with.
+        settings: what `training_settings(Settings, {}, PRESETS)` returns.
+        stop: training ends after the episode in which its `number` is set.
+        snapshot: its weights are those to start from, instead of random ones.
+        resumed: a stopped run that is to continue.
         on_evaluation: called with the step and the mean return of each evaluation.
+        place: the folder in which the log folder is made, by default the current one.
+        command: that repeats the run, kept in config.json; by default one of all its settings.
 
     Returns:
         the run, at its end.
 
     Raises:
+        UsageError: if the network can't be trained, or isn't the snapshot's.
         TrainingError: if the loss or the weights stop being finite, or the last save fails.
         EnvironmentFault: if the environment breaks its contract.
     """
+    if not resumed:
+        start.refuse_taken_names(settings, place)
     start_tensorflow(settings.threads, settings.seed)
-    env, eval_env = make_pair(settings.env, settings.set)
-    keras_model = create_model(
-        env,
-        settings.hidden,
-        settings.learning_rate,
-        settings.clipnorm,
-        settings.scale_inputs,
-        settings.ema_momentum,
-    )
-    if weights:
-        keras_model.set_weights(weights)
-    if not state:
-        keras_model.summary(print_fn=lambda text: log(text.rstrip()))
-    model = FlatModel(keras_model, keras_model.optimizer)
-    target_model = FlatModel(keras_model)
-    fit_and_predict = compile_fit_and_predict(model, target_model, settings.batch_size)
-    rng, replay_rng, validation_rng = (
-        np.random.default_rng([settings.seed, purpose])
-        for purpose in (EXPLORATION, REPLAY, VALIDATION)
-    )
-    exploration = Exploration(settings, rng)
-    replay_buffer = ReplayBuffer(
-        settings.buffer_size, env.observation_size, settings.gamma, settings.n_step, replay_rng
-    )
-    parts: Parts = {
-        "model": model,
-        "target_model": target_model,
-        "replay_buffer": replay_buffer,
-        "exploration": exploration,
-        "rng": rng,
-        "replay_rng": replay_rng,
-    }
-    if state:
-        progress = take_up(state, parts, env, model, replay_buffer, exploration)
-    else:
-        progress = first_progress(env, model, rng)
-    first_weights = model.get_weights()  # until the first batch is fitted
-    drawing_step = validation_step(settings)
-    logger = TensorBoardLogger(folder)
+    with ExitStack() as stack:
+        env, eval_env = stack.enter_context(start.environments(settings))
+        keras_model = make_network(env, settings)
+        check_network(keras_model, env)
+        if not resumed:
+            keras_model.summary(print_fn=lambda text: log(text.rstrip()))
+        model, target_model = make_models(keras_model, env, settings.scale_inputs, snapshot)
+        fit_and_predict = compile_fit_and_predict(
+            model, target_model, settings.batch_size, bool(settings.double_q)
+        )
+        q_function_of = compile_q_function(predict, model, env)
+        rng, replay_rng, validation_rng = (
+            np.random.default_rng([settings.seed, purpose])
+            for purpose in (EXPLORATION, REPLAY, VALIDATION)
+        )
+        exploration = Exploration(settings, rng)
+        replay_buffer = ReplayBuffer(
+            settings.buffer_size, env.observation_size, settings.gamma, settings.n_step, replay_rng
+        )
+        run = stack.enter_context(
+            TrainingRun(
+                settings,
+                env,
+                q_function_of=q_function_of,
+                parts={
+                    "model": model,
+                    "target_model": target_model,
+                    "replay_buffer": replay_buffer,
+                    "rng": rng,
+                    "replay_rng": replay_rng,
+                },
+                make_logger=TensorBoardLogger,
+                evaluate=evaluate,
+                stop=stop,
+                resumed=resumed,
+                on_evaluation=on_evaluation,
+                place=place,
+                command=command,
+            )
+        )
+        progress = run.progress
 
-    def play(purpose: int, steps: int = 0, episodes: int = 1) -> list[float]:
-        seed = settings.seed, purpose, progress.step
-        policy, epsilon = model.averaged_weights(), settings.eval_epsilon
-        total, unit = (steps, "steps") if steps else (episodes, "episodes")
-        with ProgressBar(total, unit, desc="evaluation ", delay=1, leave=False) as bar:
-            return evaluate(eval_env, policy, seed, steps, episodes, epsilon, bar)
+        def play_episodes(purpose: int, steps: int, episodes: int) -> list[float]:
+            q_function = q_function_of(model.averaged_weights())
+            seed = settings.seed, purpose, progress.step
+            with run.evaluation_bar(steps, episodes) as bar:
+                return evaluate(
+                    eval_env, q_function, seed, steps, episodes, settings.eval_epsilon, bar
+                )
 
-    with (
-        closing(env),
-        closing(eval_env),
-        TrainingRun(settings, ALL_FLAGS, folder, stop, logger, on_evaluation) as run,
-    ):
-        run.start(env, model, progress, parts, resumed=state is not None)
-        if weights and settings.eval_every:
-            run.log_evaluation(play(EVALUATION, settings.eval_steps), progress.episode.number)
+        def evaluate_policy() -> float:
+            returns = play_episodes(EVALUATION, settings.eval_steps, LEAST_EPISODES)
+            episode_return_avg = float(np.mean(returns)) if returns else math.nan
+            avg_max_q_value = math.nan
+            if len(progress.q_validation_observations):
+                q_function = q_function_of(model.averaged_weights())
+                q_values = q_function(progress.q_validation_observations)
+                avg_max_q_value = float(q_values.max(axis=1).mean())
+            run.log_evaluation(returns, episode_return_avg, avg_max_q_value)
+            if episode_return_avg > progress.best_average:
+                run.save_best(episode_return_avg)
+            return episode_return_avg
+
+        drawing_step = validation_step(settings)
+
+        if snapshot and settings.eval_every:
+            evaluate_policy()
+        episode_ended = True
         for step in run.steps():
-            episode, observation = progress.episode, progress.observation
-            action = exploration.action(progress.q_values, step)
+            if episode_ended:
+                progress.episode += 1
+                observation, _ = env.reset(seed=draw_seed(rng))
+                exploration.begin_episode()
+                q_function = q_function_of(model.get_weights())
+                q_values = q_function(observation)
+
+            action = exploration.action(q_values, step)
+            if settings.n_step > 1 and action != greedy_action(q_values):
+                replay_buffer.cut(observation)
             next_observation, reward, terminated, truncated, _ = env.step(action)
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
-            episode.add(action, reward)
-            episode_ended = terminated or truncated
-            if episode_ended:
-                progress.episode, next_observation = begin_episode(episode.number + 1, env, rng)
-                exploration.end_episode()
-            progress.observation = next_observation
+            observation, episode_ended = next_observation, terminated or truncated
 
             if step < settings.train_start:
-                progress.q_values = q_function(first_weights, next_observation)
+                q_values = q_function(observation)
             else:
+                if step == settings.train_start:
+                    model.scale_unbounded_inputs(replay_buffer.observations[: len(replay_buffer)])
+                    target_model.set_weights(model.get_weights())
                 if step % settings.target_update_every == 0:
                     target_model.set_weights(model.get_weights())
                 batch = replay_buffer.sample(settings.batch_size)
-                fitted = fit_and_predict(batch, next_observation)
-                progress.loss, progress.q_values = float(fitted[0]), fitted[1:]
+                fitted = fit_and_predict(batch, observation)
+                progress.loss, q_values = float(fitted[0]), fitted[1:]
                 # Weights that aren't finite numbers spoil the Q values of all actions alike.
                 if not (math.isfinite(progress.loss) and math.isfinite(fitted[1])):
                     raise TrainingError(diverged(step))
 
-            run.log_step(episode, episode_ended)
+            run.log_step(reward, episode_ended)
             if step == drawing_step and not len(progress.q_validation_observations):
-                states = replay_buffer.draw_observations(settings.q_validation_size, validation_rng)
-                progress.q_validation_observations = states
+                progress.q_validation_observations = replay_buffer.draw_observations(
+                    settings.q_validation_size, validation_rng
+                )
             if run.is_due(settings.eval_every):
-                returns = play(EVALUATION, settings.eval_steps)
-                average = run.log_evaluation(returns, episode.number)
-                if settings.until is not None and average >= settings.until:
-                    returns = play(CONFIRMATION, episodes=CONFIRMING_EPISODES)
-                    run.log_confirmation(returns, CONFIRMING_EPISODES)
+                episode_return_avg = evaluate_policy()
+                if settings.until is not None and episode_return_avg >= settings.until:
+                    run.log_confirmation(
+                        play_episodes(CONFIRMATION, 0, CONFIRMING_EPISODES), CONFIRMING_EPISODES
+                    )
             if run.is_due(settings.snapshot_every):
                 run.save()
-        run.finish()
     return run
+
+
+def play(
+    settings: PlaySettings,
+    snapshot: Snapshot,
+    trained: Settings | None = None,
+    stop: Any = None,
+) -> list[float]:
+    """Play a snapshot's policy, in a window, as pictures or in numbers; return the returns.
+
+    Args:
+        trained: settings of the policy's run, for `create_model`, which must make its network
+            where that isn't a chain of Dense layers.
+        stop: it ends when its `number` is set.
+    """
+    with watching(settings, stop) as (env, watcher):
+        make_model = partial(make_network, env, trained or Settings())
+        q_function = load_q_function(snapshot, env, predict, make_model)
+        returns = evaluate(
+            env, q_function, settings.seed, episodes=settings.episodes, listener=watcher
+        )
+        if len(returns) < settings.episodes:
+            watcher.give_up()
+    return watcher.returns
 
 
 def main(
     argv: list[str] | None = None,
-    stop: StopSignal | None = None,
-    on_evaluation: Listener | None = None,
+    stop: Any = None,
+    on_evaluation: Callable[[int, float], None] | None = None,
+    place: Path | None = None,
 ) -> int:
     """Do what the command line says; return the exit status.
 
@@ -502,46 +543,25 @@ def main(
         argv: the words after `run.py`, by default the program's own.
         stop: ends training when its `number` is set, by default at Ctrl-C and other signals.
         on_evaluation: called with the step and the mean return of each evaluation in training.
+        place: the folder in which a log folder is made, by default the current one.
     """
-    start_program()
-    if stop is None:
-        with StopSignal() as new:
-            return main(argv, new, on_evaluation)
-    parser = Parser(
-        prog="run.py", description="Train a deep Q-learning policy on MountainCar, or watch one."
-    )
-    parser.add_flags(ALL_FLAGS, ANY_TASK)
-    given = parser.parse(argv)
-    task = task_of(given)
-    try:
-        refuse_useless(given, ALL_FLAGS, task)
-        if "set" in given:
-            given["set"] = changes(given["set"])
-        if task is Use.TEST:
-            self_check(main, stop)
-        elif task is Use.PLAY:
-            settings, policy = policy_to_play(given, ALL_FLAGS)
-            with watching(settings, stop) as env:
-                evaluate(env, policy, settings.seed, episodes=settings.episodes)
-        elif task is Use.RESUME:
-            folder = find_log_folder(given["resume"])
-            with locked(folder):
-                settings, state = run_to_resume(folder, given, ALL_FLAGS)
-                summarise(train(settings, folder, stop, None, state, on_evaluation))
+    with Program("run.py", stop) as program:
+        command, given = start.read_command_line(argv, Settings, PRESETS)
+        if command == "test":
+            self_check.run(main, given, program.stop)
+        elif command == "play":
+            playing, policy, trained = start.policy_to_play(given, Settings)
+            play(playing, policy, trained, program.stop)
+        elif command == "resume":
+            with start.run_to_resume(given, Settings) as resumed:
+                ended = train(resumed.settings, program.stop, None, resumed, on_evaluation)
+                summary.summarise(ended)
         else:
-            settings, weights = run_to_start(given, ALL_FLAGS, PRESETS)
-            folder = create_log_folder(settings.name)
-            for warning in warnings(settings):
-                log(f"warning: {warning}")
-            with locked(folder):
-                summarise(train(settings, folder, stop, weights, None, on_evaluation))
-    except EnvironmentFault as error:
-        report_crash("run.py", error)
-        return 1
-    except (UsageError, TrainingError) as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return stop.exit_status
+            settings, snapshot = start.run_to_start(given, Settings, PRESETS)
+            words = start.repeating(sys.argv[1:] if argv is None else argv, settings)
+            ended = train(settings, program.stop, snapshot, None, on_evaluation, place, words)
+            summary.summarise(ended)
+    return program.status
 
 
 if __name__ == "__main__":

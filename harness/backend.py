@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy.typing as npt
 
 from harness.arrays import Array, aligned_buffer
+from harness.errors import UsageError
 
 # What a user has set for other projects, in files and variables; KERAS_HOME names a folder whose
 # keras.json is read.
@@ -102,7 +103,11 @@ def _scratch_file() -> IO[bytes]:
 
 
 def start_tensorflow(threads: int, seed: int) -> None:
-    """Import TensorFlow, give it `threads` threads (0: all cores) and seed its generators."""
+    """Import TensorFlow, give it `threads` threads (0: all cores) and seed its generators.
+
+    Raises:
+        UsageError: if eager execution was switched off before.
+    """
     with quiet():
         # Where Keras was imported before, as in a notebook, it may have been told otherwise.
         keras.config.set_floatx("float32")
@@ -114,6 +119,11 @@ def start_tensorflow(threads: int, seed: int) -> None:
             tf.config.threading.set_inter_op_parallelism_threads(threads)
         keras.utils.set_random_seed(seed)
         tf.zeros(1)  # the device is made, and complains of missing GPUs, on first use
+    if not tf.executing_eagerly():
+        raise UsageError(
+            "a module in this process has switched TensorFlow's eager execution off, which "
+            "training needs; leave out its disable_eager_execution() or disable_v2_behavior()"
+        )
 
 
 class CompiledStep:

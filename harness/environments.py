@@ -2,9 +2,11 @@
 
 import contextlib
 import math
-import os
+import operator
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from types import ModuleType
 from typing import Any
 
@@ -12,20 +14,33 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.arrays import Array
-from harness.changes import TIME_LIMIT, change_numbers, new_limit, sort_changes
 from harness.errors import EnvironmentCrash, EnvironmentFault, UsageError
 from harness.registries import (
     OWN_FAILURES,
+    PACKAGES,
+    TIME_LIMIT,
+    Value,
     construct,
     find,
+    held,
     is_of_its_owner,
     missing_package,
+    new_limit,
+    numbers_of,
+    sort_changes,
+    undisturbed,
 )
 
-MOST_FLATTENED = 10_000  # observed numbers, of an observation that isn't flat by itself
+MOST_WRAPPERS = 100
+MOST_OBSERVED, MOST_ACTIONS = 10_000, 100_000
 PATIENCE = 10_000  # steps after which an episode is given up, where nothing limits it
 MOST_CHECKED = 100  # actions that are tried before a training
+CHECK_STEPS, CHECK_SECONDS = 30, 0.03  # of random actions that follow those
 MOST_BOUND = 1e6  # of an observed number; one that can be larger, or infinite, has no real bound
+# Wrappers of gym and gymnasium that reset the environment themselves when an episode has ended.
+AUTORESET = ("AutoResetWrapper", "Autoreset")
+FINAL = ("final_observation", "final_obs")  # where such wrappers keep an episode's last one
+RUNNING = ("NormalizeObservation", "NormalizeReward")  # normalise by what they have seen so far
 FLOAT32 = np.dtype(np.float32)
 LARGEST = float(np.finfo(FLOAT32).max)
 STEP_VALUES = "(observation, reward, terminated, truncated, info), as since gym 0.26"
@@ -50,6 +65,7 @@ class Environment:
         reward_threshold: the mean return that solves it, or None.
         time_limit: the steps after which an episode is truncated, or None.
         spec, metadata, unwrapped: the environment's own.
+        spaces: the module of that name of the package that its observation space belongs to.
         render_mode: "human", "rgb_array" or None. It isn't always the one that was asked for: one
             that opens no window by itself has "rgb_array", for a window of ours.
 
@@ -66,13 +82,14 @@ class Environment:
         render_mode: str | None = None,
     ) -> None:
         self.id, self.package, self.render_mode = env_id, package, render_mode
+        env = _without_autoreset(env)
         self.spec, self.unwrapped = env.unwrapped.spec, env.unwrapped
         self.metadata = _metadata(env)
         threshold = self.spec.reward_threshold
         self.reward_threshold = threshold if isinstance(threshold, (int, float)) else None
         self.time_limit = min([*filter(None, [time_limit]), *_inner_limits(env)], default=None)
         self._env, self._env_step, self._steps = env, env.step, 0
-        self._folder = os.getcwd()
+        self._errors = np.geterr()
         self._use_actions(self._space("action_space"))
         self._use_observations(self._space("observation_space"))
 
@@ -88,8 +105,17 @@ class Environment:
             raise UsageError(
                 f"--env {self.id}: its action space is {_cut(str(space))}; expected a Discrete one"
             )
-        self.n_actions, self._first_action = int(space.n), int(space.start)
-        self.action_space = spaces.Discrete(self.n_actions) if self._first_action else space
+        self.n_actions, first = int(space.n), int(space.start)
+        if self.n_actions > MOST_ACTIONS:
+            raise UsageError(
+                f"--env {self.id}: it has {self.n_actions:,} actions; at most {MOST_ACTIONS:,} are "
+                "supported"
+            )
+        self.action_space = spaces.Discrete(self.n_actions) if first else space
+        # As the space's own `sample` gives them; the packages' own code is faster with Python's.
+        self._actions: list[Any] = list(range(first, first + self.n_actions))
+        if not all(_is_of_a_package(type(wrapper)) for wrapper in self.wrappers()):
+            self._actions = list(np.array(self._actions, dtype=space.dtype))
 
     def _use_observations(self, space: Any) -> None:
         spaces = _spaces_of(space)
@@ -97,7 +123,8 @@ class Environment:
         if spaces is None:
             raise UsageError(f"{expected}; expected a space of gym or gymnasium")
         kinds = spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary
-        for part in _parts(spaces, space):
+        self._parts = list(_parts(spaces, space))
+        for _, part in self._parts:
             if not isinstance(part, kinds):
                 raise UsageError(
                     f"--env {self.id}: its observation has a {type(part).__name__} space, which "
@@ -106,18 +133,16 @@ class Environment:
         self.observation_size = int(spaces.flatdim(space))
         if not self.observation_size:
             raise UsageError(f"{expected}, without any number; expected at least one")
-        is_box = isinstance(space, spaces.Box)
-        if is_box and len(space.shape) == 1:
-            self.observation_space = space
-        elif self.observation_size > MOST_FLATTENED:
+        if self.observation_size > MOST_OBSERVED:
             raise UsageError(
                 f"--env {self.id}: its observation has {self.observation_size:,} numbers; at most "
-                f"{MOST_FLATTENED:,} are flattened, since dense layers can't handle pictures"
+                f"{MOST_OBSERVED:,} are supported, since dense layers can't handle pictures"
             )
-        else:
-            self.observation_space = spaces.flatten_space(space)
+        is_box = isinstance(space, spaces.Box)
+        is_flat = is_box and len(space.shape) == 1
+        self.observation_space = space if is_flat else spaces.flatten_space(space)
         self._shape = space.shape if is_box else (self.observation_size,)
-        self._spaces, self._composite = spaces, None if is_box else space
+        self.spaces, self._composite = spaces, None if is_box else space
 
     def reset(self, seed: int | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin an episode.
@@ -134,7 +159,7 @@ class Environment:
         except OWN_FAILURES as error:
             raise self._failure("reset", "(self, seed=None, options=None)", error) from error
         finally:
-            self.come_back()
+            np.seterr(**self._errors)  # some code makes NumPy strict for the whole process
         if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise self._fault(f"its reset returns {_shown(result)}; expected {RESET_VALUES}")
         observation, info = result
@@ -156,7 +181,7 @@ class Environment:
             EnvironmentFault: if it doesn't return these, or fails.
         """
         try:
-            result = self._env_step(action + self._first_action)
+            result = self._env_step(self._actions[action])
         except OWN_FAILURES as error:
             raise self._failure("step", "(self, action)", error) from error
         self._steps += 1
@@ -177,7 +202,7 @@ class Environment:
         if self._steps == self.time_limit:
             truncated = True
         if terminated or truncated:
-            self.come_back()
+            observation = _last_observation(observation, info)
         return self._received(observation), reward, terminated, truncated, info
 
     def render(self) -> Any:
@@ -191,14 +216,37 @@ class Environment:
 
     def close(self) -> None:
         """Close what the environment holds open, such as a window; it may fail at that."""
-        with contextlib.suppress(*OWN_FAILURES):  # what was trained or seen stays good
-            self._env.close()
-        self.come_back()
+        _close(self._env)
+        np.seterr(**self._errors)
 
-    def come_back(self) -> None:
-        """Return to the folder in which the user stands, if the environment has left it."""
-        with contextlib.suppress(OSError):  # it was removed
-            os.chdir(self._folder)
+    def wrappers(self) -> Iterator[Any]:
+        """The environment's own wrappers, from the outermost on, and what they wrap."""
+        return _chain(self._env)
+
+    def parts(self) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """The spaces that its own observation space is made of, each with its keys in there."""
+        return iter(self._parts)
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[list[npt.NDArray[Any]]]]:
+        """Inside the `with`, keep each observation as the environment itself gives it.
+
+        Yields:
+            the observations so far; each is a list of arrays, one for each of `parts`.
+        """
+        recorded: list[list[npt.NDArray[Any]]] = []
+
+        def received(observation: Any) -> Array:
+            array = Environment._received(self, observation)  # it may be at fault
+            parts = [reduce(operator.getitem, keys, observation) for keys, _ in self._parts]
+            recorded.append([np.array(part) for part in parts])
+            return array
+
+        self._received = received  # type: ignore[method-assign]  # for now: it costs nothing later
+        try:
+            yield recorded
+        finally:
+            del self._received
 
     def _received(self, observation: Any) -> Array:
         """A copy of an observation, flat float32, if it is one."""
@@ -220,7 +268,7 @@ class Environment:
         if array.dtype == FLOAT32:
             received: Array = array.copy()
         else:
-            with np.errstate(over="ignore"):  # too large: infinite, and refused below
+            with np.errstate(all="ignore"):  # too large: infinite, and refused below
                 received = array.astype(np.float32)
         if received.ndim != 1:
             received = received.ravel()
@@ -237,10 +285,11 @@ class Environment:
         It trusts the observation: a cell that doesn't exist would be taken for another one.
         """
         try:
-            member = _member(self._spaces, self._composite, observation, "its observation")
+            member = _member(self.spaces, self._composite, observation, "its observation")
         except ValueError as misfit:
             raise self._fault(str(misfit)) from None
-        return self._spaces.flatten(self._composite, member)
+        with np.errstate(all="ignore"):
+            return self.spaces.flatten(self._composite, member)
 
     def _number(self, reward: Any) -> float:
         if isinstance(reward, np.ndarray) and reward.size == 1:
@@ -276,111 +325,299 @@ class Environment:
         return EnvironmentCrash(self.id, method)
 
 
-def check_environment(env: Environment) -> None:
-    """Play a few steps with each action, to see that an environment keeps gym's contract.
+def check_environment(env: Environment) -> list[str]:
+    """Play a few steps, each action among them, to see that an environment keeps gym's contract.
+
+    Returns:
+        what is allowed but hardly meant, a line each.
 
     Raises:
         UsageError: names the fault.
         EnvironmentCrash: if the environment's own code fails.
     """
+    actions = [
+        *range(min(env.n_actions, MOST_CHECKED)),
+        *np.random.default_rng(0).integers(env.n_actions, size=CHECK_STEPS).tolist(),
+    ]
+    began = time.perf_counter()
     try:
-        env.reset(seed=0)
-        for action in range(min(env.n_actions, MOST_CHECKED)):
-            *_, terminated, truncated, info = env.step(action)
-            if not isinstance(info, dict):
-                raise EnvironmentFault(
-                    env.id, f"its step returns {_shown(info)} for info; expected {STEP_VALUES}"
-                )
-            if terminated or truncated:
-                env.reset()
+        with undisturbed(), env.recording() as observations:
+            env.reset(seed=0)
+            for number, action in enumerate(actions):
+                late = time.perf_counter() - began > CHECK_SECONDS
+                if late and number >= min(env.n_actions, MOST_CHECKED):  # it is slow
+                    break
+                *_, terminated, truncated, info = env.step(action)
+                if not isinstance(info, dict):
+                    raise EnvironmentFault(
+                        env.id, f"its step returns {_shown(info)} for info; expected {STEP_VALUES}"
+                    )
+                if terminated or truncated:
+                    env.reset()
     except EnvironmentCrash:
         raise
     except EnvironmentFault as error:
         raise UsageError(f"--env {env.id}: {error.fault}") from None
+    running = running_normalisation(env)
+    outside, merged = observation_warnings(env, observations)
+    if running:  # gym's leaves the bounds as they were
+        outside = None
+    return [f"--env {env.id}: {line}" for line in (running, outside, merged) if line]
+
+
+def running_normalisation(env: Environment) -> str | None:
+    """A line about a wrapper that normalises by what it has seen so far, if there is one."""
+    for wrapper in env.wrappers():
+        for kind in type(wrapper).__mro__:
+            # gymnasium can hold the statistics fixed.
+            if _is_of_a_package(kind, RUNNING) and getattr(wrapper, "update_running_mean", True):
+                return (
+                    f"its {kind.__name__} normalises by what it has seen so far, in training and "
+                    "in each evaluation by other statistics: evaluations are of another world; "
+                    "normalise by fixed numbers instead"
+                )
+    return None
+
+
+def observation_warnings(
+    env: Environment, observations: Sequence[list[npt.NDArray[Any]]]
+) -> tuple[str | None, str | None]:
+    """Lines about numbers outside their space's bounds, and about those that float32 merges.
+
+    Args:
+        observations: what `recording` has kept.
+    """
+    outside = merged = None
+    for number, (keys, part) in enumerate(env.parts()):
+        if not isinstance(part, env.spaces.Box):
+            continue  # a member of its space, one-hot
+        name = "its observation" + "".join(f"[{key!r}]" for key in keys)
+        given = [observation[number].ravel() for observation in observations]
+        with np.errstate(all="ignore"):
+            values = np.stack([one.astype(np.longdouble) for one in given])
+            low, high = (bound.ravel().astype(np.longdouble) for bound in (part.low, part.high))
+            outside = outside or _outside(name, values, low, high)
+            merged = merged or _merged(name, values, low, high)
+    return outside, merged
+
+
+def _outside(name: str, values: Any, low: Any, high: Any) -> str | None:
+    """A line about values (observations, numbers) outside their bounds (numbers,)."""
+    # Bounds and values may have been rounded differently.
+    least, most = low - 1e-5 * abs(low), high + 1e-5 * abs(high)
+    places = np.argwhere((values < least) | (values > most))
+    if not len(places):
+        return None
+    row, column = places[0]
+    return (
+        f"{name} is {values[row, column]:g} for number {column}, outside of its space's bounds, "
+        f"{low[column]:g} to {high[column]:g}: correct them, inputs are scaled by them"
+    )
+
+
+def _merged(name: str, values: Any, low: Any, high: Any) -> str | None:
+    """A line about values (observations, numbers) that differ, but not as float32.
+
+    Where a number's whole range is many times larger than what float32 tells apart, it is harmless.
+    """
+    cure = "; networks compute in float32: subtract a base from it in the environment"
+    rounded = values.astype(np.float32)
+    spread = np.ptp(values, axis=0)
+    resolution = np.spacing(abs(rounded).max(axis=0)).astype(np.longdouble)
+    merges = (values[1:] != values[:-1]) & (rounded[1:] == rounded[:-1])
+    merges &= (spread < 100 * resolution) & (spread > 1e-7 * resolution)
+    for row, column in np.argwhere(merges)[:1]:
+        one, other = (f"{values[row + step, column]:.17g}" for step in (0, 1))
+        return f"{name} goes from {one} to {other} (number {column}), the same as float32{cure}"
+    resolution = np.spacing(np.maximum(abs(low), abs(high)).astype(np.float32))
+    narrow = np.isfinite(resolution) & (low < high) & (high - low <= 2 * resolution)
+    for column in np.flatnonzero(narrow)[:1]:
+        return (
+            f"{name} has bounds, {low[column]:.17g} to {high[column]:.17g} (number {column}), that "
+            f"float32 hardly tells apart{cure}"
+        )
+    return None
 
 
 def make_environment(
-    env_id: str, changes: Mapping[str, float] | None = None, render_mode: str | None = None
+    env_id: str, changes: Mapping[str, Value] | None = None, render_mode: str | None = None
 ) -> Environment:
     """Make an environment of gym or, if gym doesn't know it, of gymnasium.
 
+    Only one exists at a time: one that is made to look at it is closed before the next.
+
     Args:
-        env_id: its name there, such as "MountainCar-v0"; "MODULE:ID" imports a module first.
-        changes: numbers of the environment to replace, such as {"gravity": 0.002}.
+        env_id: its name there, such as "MountainCar-v0"; "MODULE:ID" imports a module first, and
+            "gym:ID" or "gymnasium:ID" means that package.
+        changes: arguments of its entry point, and numbers of the environment to replace, such as
+            {"gravity": 0.002}.
         render_mode: None, "human" (a window) or "rgb_array" (frames).
 
     Raises:
         UsageError: if it can't be made, changed or drawn, or isn't of a supported kind.
         EnvironmentCrash: if the environment's own code fails.
     """
-    changes = dict(changes or {})
-    limit_changed = TIME_LIMIT in changes
     package, spec = find(env_id)
+    changes = dict(changes or {})
     limit = _registered_limit(env_id, spec.max_episode_steps)
-    env = construct(env_id, package, spec)
-    arguments: dict[str, Any] = {}
-    if changes:
-        limit = new_limit(changes.get(TIME_LIMIT, limit))
-        arguments, changes = sort_changes(env.unwrapped, spec, changes)
-    if render_mode:
-        render_mode = _supported_mode(env_id, _metadata(env), render_mode)
-        arguments["render_mode"] = render_mode
-    if arguments:
-        with contextlib.suppress(*OWN_FAILURES):
-            env.close()
-        try:
-            env = construct(env_id, package, spec, **arguments)
-        except EnvironmentCrash as error:
-            if arguments.keys() == {"render_mode"}:
-                raise
-            raise _unfit(env_id, error) from None
-    if changes:
-        change_numbers(env.unwrapped, changes)
-    env.unwrapped.spec.max_episode_steps = limit  # some environments look it up
-    made = Environment(env_id, package.__name__, env, limit, render_mode)
-    if limit_changed and made.time_limit != limit:
-        raise UsageError(
-            f"--set {TIME_LIMIT}: {env_id} ends its episodes after {made.time_limit} steps by a "
-            f"TimeLimit of its own; expected at most that, not {limit}"
-        )
-    if changes or arguments.keys() - {"render_mode"}:
-        try:
-            made.reset()
-            made.step(0)
-            if render_mode:
-                made.render()
-        except EnvironmentFault as error:
-            raise _unfit(env_id, error) from None
+    if TIME_LIMIT in changes:
+        limit = new_limit(changes[TIME_LIMIT])
+    try:
+        env, render_mode, numbers = _construct(env_id, package, spec, changes, render_mode)
+    except EnvironmentCrash as error:
+        if not changes:
+            raise
+        raise _unfit(env_id, error) from None
+    with contextlib.ExitStack() as stack:
+        stack.callback(_close, env)
+        env.unwrapped.spec.max_episode_steps = limit  # some environments look it up
+        made = Environment(env_id, package.__name__, env, limit, render_mode)
+        if TIME_LIMIT in changes and made.time_limit != limit:
+            raise UsageError(
+                f"--set {TIME_LIMIT}: {env_id} ends its episodes after {made.time_limit} steps by "
+                f"a TimeLimit of its own; expected at most that, not {limit}"
+            )
+        if changes.keys() - {TIME_LIMIT}:
+            _try(made, numbers)
+        stack.pop_all()
     return made
 
 
-def make_pair(env_id: str, changes: Mapping[str, float]) -> tuple[Environment, Environment]:
-    """Make two of the same environment: one to train in, one to evaluate in.
+def _construct(
+    env_id: str, package: Any, spec: Any, changes: Mapping[str, Value], render_mode: str | None
+) -> tuple[Any, str | None, dict[str, Value]]:
+    """Make the bare environment; say how it is drawn and which of its numbers were changed."""
+    arguments, others, known, takes_any = sort_changes(spec, changes)
+    if not others and not render_mode:
+        return construct(env_id, package, spec, **arguments), None, {}
+    kind, present, metadata = _look_at(env_id, package, spec, arguments)
+    numbers: dict[str, Value] = {}
+    for name, value in others.items():
+        if name in present:
+            if isinstance(value, (str, bool)):
+                raise UsageError(f"--set {name}: expected a number, not {value}")
+            if sources := _sources(env_id, package, spec, arguments, kind, present, name):
+                listed = " and ".join(sorted(sources))
+                raise UsageError(f"--set {name}: it follows from {listed}; set those instead")
+            numbers[name] = value
+        elif takes_any:
+            arguments[name] = value
+        else:
+            names = ", ".join(sorted({TIME_LIMIT, *present, *known}))
+            raise UsageError(f"--set {name}: the environment has no such number, only {names}")
+    if render_mode:
+        render_mode = _supported_mode(env_id, metadata, render_mode)
+        arguments["render_mode"] = render_mode
+    with held(kind, numbers):
+        env = construct(env_id, package, spec, **arguments)
+    for name, value in numbers.items():
+        setattr(env.unwrapped, name, value)
+    return env, render_mode, numbers
 
-    Raises:
-        EnvironmentFault: if it is of another size each time; else as `make_environment`.
-    """
-    one, other = (make_environment(env_id, changes) for _ in range(2))
+
+def _sources(
+    env_id: str,
+    package: Any,
+    spec: Any,
+    arguments: Mapping[str, Any],
+    kind: type,
+    present: Mapping[str, Any],
+    name: str,
+) -> list[str]:
+    """The numbers of an environment that one of its numbers follows from."""
+
+    def follows_from(*others: str) -> bool:
+        try:
+            with held(kind, {other: 2 * present[other] + 1 for other in others}):
+                _, numbers, _ = _look_at(env_id, package, spec, arguments)
+        except (UsageError, EnvironmentCrash):  # it refuses what is only tried here
+            return False
+        return bool(numbers.get(name) != present[name])
+
+    others = [other for other in present if other != name]
+    if not follows_from(*others) or follows_from():  # or it is drawn at random
+        return []
+    return [other for other in others if follows_from(other)]
+
+
+def _look_at(
+    env_id: str, package: Any, spec: Any, arguments: Mapping[str, Any]
+) -> tuple[type, dict[str, Any], dict[str, Any]]:
+    """The class, the numbers and the metadata of an environment that is closed again."""
+    env = construct(env_id, package, spec, **arguments)
+    found = type(env.unwrapped), numbers_of(env.unwrapped), _metadata(env)
+    _close(env)
+    return found
+
+
+def _close(env: Any) -> None:
+    with contextlib.suppress(*OWN_FAILURES):  # what was made, trained or seen stays good
+        env.close()
+
+
+def _try(env: Environment, numbers: Mapping[str, Value]) -> None:
+    """Take a step in a changed environment; UsageError if it doesn't work with its numbers."""
+    try:
+        env.reset()
+        for name, value in numbers.items():
+            if (now := getattr(env.unwrapped, name, None)) != value:
+                raise UsageError(
+                    f"--set {name}: the environment's reset makes it {_shown(now)} again; it "
+                    "can't be changed from outside"
+                )
+        env.step(0)
+        if env.render_mode:
+            env.render()
+    except EnvironmentFault as error:
+        raise _unfit(env.id, error) from None
+
+
+def parse_value(text: str) -> Value:
+    """What VALUE means in `--set NAME=VALUE`: a finite number, True or False, else a text."""
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if math.isfinite(number):
+                return int(number) if number == int(number) else number
+    return text
+
+
+def check_same_size(env: Environment, eval_env: Environment) -> None:
+    """Raise EnvironmentFault unless an environment has the same sizes when it is made again."""
     for what, size, other_size in (
-        ("its observations have {} numbers", one.observation_size, other.observation_size),
-        ("it has {} actions", one.n_actions, other.n_actions),
+        ("its observations have {} numbers", env.observation_size, eval_env.observation_size),
+        ("it has {} actions", env.n_actions, eval_env.n_actions),
     ):
         if size != other_size:
             raise EnvironmentFault(
-                env_id,
+                env.id,
                 f"{what.format(size)} when it is made, and {other_size} when it is made again; "
                 "expected the same number each time",
             )
-    return one, other
 
 
-def observation_bounds(env: Environment) -> Array:
-    """The largest absolute value of each observed number, float32 (n,); 1 where there is none."""
+def observation_centres_and_scales(
+    env: Environment,
+) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+    """What to subtract from each observed number and to divide it by, so that it is at most 1.
+
+    Returns:
+        the centres, float32 (n,): 0 where that is within the bounds, else their middle; the
+        scales, float32 (n,), none of them 0; whether the space has real bounds, (n,). Where it has
+        none, the centre is 0 and the scale 1.
+    """
     space = env.observation_space
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    bounds = np.maximum(abs(low), abs(high))
-    real: npt.NDArray[np.bool_] = (bounds > 0) & (bounds < MOST_BOUND)
-    return np.where(real, bounds, 1).astype(np.float32)
+    around_0 = (low <= 0) & (high >= 0)
+    with np.errstate(all="ignore"):  # of infinite bounds
+        centres = np.where(around_0, 0, low / 2 + high / 2)
+        scales = np.where(around_0, np.maximum(-low, high), high / 2 - low / 2)
+        known = (scales < MOST_BOUND) & (low <= high) & ((scales > 0) | (centres != 0))
+    centres = np.where(known, centres, 0)
+    scales = np.where(known & (scales > 0), scales, 1)
+    return centres.astype(np.float32), scales.astype(np.float32), known
 
 
 def names(env: Environment) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -408,7 +645,7 @@ def _supported_mode(env_id: str, metadata: Mapping[str, Any], render_mode: str) 
 
 def _unfit(env_id: str, error: EnvironmentFault) -> UsageError:
     reason = error.__cause__ or error.fault
-    return UsageError(f"--set: {env_id} doesn't work with these numbers: {reason}")
+    return UsageError(f"--set: {env_id} doesn't work with these values: {reason}")
 
 
 def _registered_limit(env_id: str, limit: Any) -> int | None:
@@ -430,13 +667,58 @@ def _metadata(env: Any) -> dict[str, Any]:
     return metadata | {"render_modes": list(modes) if isinstance(modes, (list, tuple, set)) else []}
 
 
+def _inner(env: Any) -> Any:
+    """What a wrapper wraps; None for what is no wrapper."""
+    # Not by its __dict__: Python reads the attributes of an object more slowly, once that is asked.
+    try:
+        return getattr(env, "env", None)
+    except OWN_FAILURES:
+        return None
+
+
+def _chain(env: Any) -> Iterator[Any]:
+    """An environment's wrappers, from the outermost on, and what they wrap."""
+    for _ in range(MOST_WRAPPERS):  # one may wrap itself
+        if env is None:
+            return
+        yield env
+        env = _inner(env)
+
+
 def _inner_limits(env: Any) -> Iterator[int]:
     """The limits of the TimeLimit wrappers that an environment brings along."""
-    while env is not None and env is not env.unwrapped:
-        limit = getattr(env, "_max_episode_steps", None)
-        if type(env).__name__ == "TimeLimit" and isinstance(limit, int):
+    for wrapper in _chain(env):
+        limit = getattr(wrapper, "_max_episode_steps", None)
+        if type(wrapper).__name__ == "TimeLimit" and isinstance(limit, int):
             yield limit
-        env = getattr(env, "env", None)
+
+
+def _is_of_a_package(kind: type, names: Sequence[str] = ()) -> bool:
+    """Whether a class is gym's or gymnasium's own, and has one of these names, if any are given."""
+    own = kind.__module__.partition(".")[0] in PACKAGES
+    return own and (not names or kind.__name__ in names)
+
+
+def _without_autoreset(env: Any) -> Any:
+    """The environment without the packages' wrappers that begin the next episode by themselves.
+
+    A step that ends an episode would return the first observation of the next one.
+    """
+    while _is_of_a_package(type(env), AUTORESET):
+        env = env.env
+    for wrapper in _chain(env):
+        while _is_of_a_package(type(_inner(wrapper)), AUTORESET):
+            wrapper.env = wrapper.env.env
+    return env
+
+
+def _last_observation(observation: Any, info: Any) -> Any:
+    """An episode's last observation, where the environment has begun the next one by itself."""
+    if isinstance(info, dict):
+        for name in FINAL:
+            if info.get(name) is not None:
+                return info[name]
+    return observation
 
 
 def _spaces_of(space: Any) -> Any:
@@ -448,16 +730,18 @@ def _spaces_of(space: Any) -> Any:
     return None
 
 
-def _parts(spaces: ModuleType, space: Any) -> Iterator[Any]:
-    """The spaces that a Tuple or a Dict is made of, and those that these are made of."""
+def _parts(
+    spaces: ModuleType, space: Any, keys: tuple[Any, ...] = ()
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The spaces without parts that a space is made of, each with the keys that lead to it."""
     if isinstance(space, spaces.Dict):
-        for part in space.spaces.values():
-            yield from _parts(spaces, part)
+        for key, part in space.spaces.items():
+            yield from _parts(spaces, part, (*keys, key))
     elif isinstance(space, spaces.Tuple):
-        for part in space.spaces:
-            yield from _parts(spaces, part)
+        for number, part in enumerate(space.spaces):
+            yield from _parts(spaces, part, (*keys, number))
     else:
-        yield space
+        yield keys, space
 
 
 def _member(spaces: ModuleType, space: Any, value: Any, name: str) -> Any:
@@ -496,7 +780,7 @@ def _numbers(spaces: ModuleType, space: Any, value: Any) -> Any:
         raise TypeError
     is_box = isinstance(space, spaces.Box)
     if not is_box or space.dtype.kind in "iub":
-        with np.errstate(invalid="ignore"):  # of NaN
+        with np.errstate(all="ignore"):  # of NaN
             whole = array.astype(space.dtype)
         if not np.array_equal(whole, array):
             raise ValueError

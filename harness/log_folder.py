@@ -20,12 +20,18 @@ except ImportError:
 
 # What a log folder holds beside snapshots and events; the last is a sweep's.
 CONFIG_FILE, EVALUATIONS_FILE, STATE_FILE = "config.json", "evaluations.csv", "state.npz"
+RESULT_FILE = "result.json"
 SWEEP_FILE = "sweep.json"
 MOST_LISTED = 5  # runs that a message names
 
 
-def create_log_folder(name: str | None = None, kind: str = "log") -> Path:
+def create_log_folder(
+    name: str | None = None, kind: str = "log", place: Path | None = None
+) -> Path:
     """Make the folder `NAME-log` (or another kind), by default named after the date; return it.
+
+    Args:
+        place: the folder to make it in, by default the current one.
 
     Raises:
         UsageError: if a given name holds a path, or if the folder exists or can't be made.
@@ -35,6 +41,7 @@ def create_log_folder(name: str | None = None, kind: str = "log") -> Path:
     dated = time.strftime("%m-%d-%H-%M")
     for number in range(1, 1000):
         folder = Path(f"{name or dated}{'' if number == 1 else f'-{number}'}-{kind}")
+        folder = place / folder if place else folder
         with usage_error(f"can't make the folder {folder}"), contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
@@ -73,6 +80,8 @@ def find_log_folder(text: str, flag: str = "--resume", kind: str = "log") -> Pat
             return folder
     if folders:
         return folders[0]  # whose reader finds out what is missing there
+    if path.is_file() and flag == "--resume" and _holds_run(path.parent, kind):
+        raise UsageError(f"--resume names a folder, not a file: --resume {path.parent}")
     raise UsageError(f"{flag} {text!r}: no such folder; {_existing_runs(path.parent, kind)}")
 
 
@@ -94,7 +103,7 @@ def snapshot_of(folder: Path) -> Path:
     """The best snapshot in a log folder, whatever the folder is called by now.
 
     Where there are several, as after a run was renamed and resumed, it is the one of the folder's
-    name, else the newest.
+    name, else the newest. Where there is none, but a single other snapshot, it is that.
 
     Raises:
         UsageError: if there is none; it says why, and what to do.
@@ -107,13 +116,17 @@ def snapshot_of(folder: Path) -> Path:
         return named
     if best:
         return best[-1]
+    if len(snapshots) == 1:
+        return snapshots[0]
     if snapshots:
         why = f"has no best snapshot, since {_why_none_is_best(folder)}"
         raise UsageError(f"--model: {folder} {why}; name another one, such as {snapshots[-1]}")
     if _holds_run(folder, "log"):
+        cure = f"continue it with --resume {folder}"
+        if not (folder / STATE_FILE).exists():
+            cure = "start it again"
         raise UsageError(
-            f"--model: {folder} holds no snapshot yet; if no process is training there, "
-            f"go on with --resume {folder}"
+            f"--model: {folder} holds no snapshot yet; if no process is training there, {cure}"
         )
     raise UsageError(f"--model: {folder} isn't a log folder: there is no snapshot in it")
 

@@ -1,10 +1,12 @@
-"""`run.py --test`: every phase of the tool, tried with small numbers."""
+"""`run.py --test`: every phase of the tool, or an environment of the user's own, is tried."""
 
 import contextlib
 import tempfile
 from collections.abc import Callable
 
 from harness.errors import TrainingError
+from harness.examination import examine
+from harness.settings import Given
 from harness.terminal import StopSignal, log
 
 FEW = "--max-steps 3000 --snapshot-every 2500 --eval-every 1500 --eval-steps 600"
@@ -17,8 +19,16 @@ PHASES = (
 )
 
 
-def self_check(main: Callable[[list[str], StopSignal], int], stop: StopSignal) -> None:
-    """Run `main` for each phase in a temporary folder; TrainingError if one fails."""
+def run(main: Callable[[list[str], StopSignal], int], given: Given, stop: StopSignal) -> None:
+    """Examine the environment that `--env` names; without it, try `main` in a temporary folder.
+
+    Raises:
+        TrainingError: if something doesn't work.
+    """
+    if "env" in given:
+        if not examine(given["env"], given.get("set", {}), log):
+            raise TrainingError(f"the environment {given['env']} can't be trained as it is")
+        return
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for phase in PHASES:
             log(f"> python run.py {phase}")

@@ -1,9 +1,8 @@
-"""What `--resume` goes on from: where a run is, saved at any step and restored exactly."""
+"""What `--resume` goes on from: the run at the end of an episode, saved and restored exactly."""
 
 import io
 import json
 import math
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from harness.arrays import Array, Arrays
-from harness.environments import Environment
+from harness.arrays import Arrays
 from harness.errors import UsageError, usage_error
-from harness.flags import LAST_SEED
+from harness.log_folder import snapshot_of
 from harness.whole_files import unseal, write_sealed
 
-VERSION = 3
+VERSION = 5
+NO_OBSERVATIONS = np.zeros((0, 0), np.float32)
 
 
 class Part(Protocol):
@@ -35,47 +34,33 @@ Parts = Mapping[str, Part | np.random.Generator]
 
 
 @dataclass
-class Episode:
-    """The running episode, with all that it takes to play it again up to where it is."""
-
-    number: int
-    seed: int
-    actions: list = field(default_factory=list)
-    episode_return: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, action: int, reward: float) -> None:
-        """Count a step."""
-        self.actions.append(action)
-        self.episode_return += reward
-
-
-@dataclass
 class Progress:
     """Where a run is: all of it that its networks, buffer and generators don't hold.
 
     Whatever is added here is saved and restored: arrays as arrays, the rest as JSON.
     """
 
-    episode: Episode
-    observation: np.ndarray  # float32 (observation_size,), the latest
-    q_values: np.ndarray  # float32 (n_actions,), those of the observation
-    q_validation_observations: np.ndarray  # float32 (n, observation_size), n = 0 until drawn
     command: str  # that started the run
     step: int = 0
+    episode: int = 0  # the number of the last one that began
     loss: float = math.nan
-    best_return: float = -math.inf  # of the completed training episodes
-    worst_return: float = math.inf
+    seconds: float = 0.0  # trained so far
+    # float32 (n, observation_size), n = 0 until they are drawn
+    q_validation_observations: np.ndarray = field(default_factory=NO_OBSERVATIONS.copy)
+    evaluations: list = field(default_factory=list)  # rows of evaluations.csv
     best_average: float = -math.inf
     best_step: int = 0
     confirmed_average: float = -math.inf  # the best that 100 fresh episodes have confirmed
-    evaluations: list = field(default_factory=list)  # rows of evaluations.csv
-    seconds: float = 0.0  # trained so far
+    # Of each completed training episode: the step at which it ended, and its return.
+    episode_steps: list = field(default_factory=list)
+    episode_returns: list = field(default_factory=list)
+    least_reward: float = math.inf
+    largest_reward: float = -math.inf
+    diagnosis: list = field(default_factory=list)  # lines that were said about the run
 
-    def finished(self, settings: Namespace) -> bool:
-        """Whether the run has taken all its steps, or reached `until`."""
-        reached = settings.until is not None and self.confirmed_average >= settings.until
-        return reached or self.step >= settings.max_steps
+    def reached(self, until: float | None) -> bool:
+        """Whether fresh episodes have confirmed an average of `until`."""
+        return until is not None and self.confirmed_average >= until
 
 
 @dataclass
@@ -131,7 +116,7 @@ def load_state(path: Path) -> State:
         if not path.parent.is_dir():
             raise ValueError("no such folder")
         if not path.exists():
-            raise ValueError("no run was saved there; start it again")
+            raise ValueError(_nothing_saved(path.parent))
         if not path.is_file():
             raise ValueError("it isn't a file")
         content = unseal(path.read_bytes())
@@ -145,18 +130,9 @@ def load_state(path: Path) -> State:
         document = json.loads(arrays.pop("json").tobytes())
         if document["version"] != VERSION:
             raise UsageError(f"--resume: {path} is the state of another version of this program")
-        values = document["progress"]
-        for item in fields(Progress):
-            if item.type is np.ndarray:
-                values[item.name] = arrays.pop(item.name).astype(np.float32)
-        values["episode"] = _typed(Episode, values["episode"])
-        values["evaluations"] = [
-            [int(step), int(episode), int(episodes), *map(float, results)]
-            for step, episode, episodes, *results in values["evaluations"]
-        ]
+        progress = _progress(document["progress"], arrays)
         if not isinstance(document["settings"], dict):
             raise TypeError("the settings must have names")
-        progress = _typed(Progress, values)
         return State(document["settings"], progress, document["generators"], arrays)
     except UsageError:
         raise
@@ -164,31 +140,49 @@ def load_state(path: Path) -> State:
         raise UsageError(f"--resume: {path} isn't a state of this program") from None
 
 
-def _typed(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A dataclass made of `values`; TypeError if one isn't of its field's type."""
-    made = kind(**values)
-    for item in fields(kind):
+def _nothing_saved(folder: Path) -> str:
+    try:
+        snapshot_of(folder)
+    except UsageError:
+        snapshots = sorted(folder.glob("[!.]*.h5"))
+        if not snapshots:
+            return "no run was saved there; start it again"
+        folder = snapshots[-1]
+    return f"no state was saved there; train its policy further: --model {folder} --train"
+
+
+def _progress(values: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Progress:
+    """A Progress of values and arrays from a file; an error of any kind if one is of a wrong type.
+
+    The arrays that belong to it are removed from `arrays`.
+    """
+    for item in fields(Progress):
+        if item.type is np.ndarray:
+            values[item.name] = arrays.pop(item.name).astype(np.float32)
+    values["evaluations"] = [
+        [int(step), int(episode), int(episodes), *map(float, results)]
+        for step, episode, episodes, *results in values["evaluations"]
+    ]
+    values["episode_steps"] = list(map(int, values["episode_steps"]))
+    values["episode_returns"] = list(map(float, values["episode_returns"]))
+    values["diagnosis"] = list(map(str, values["diagnosis"]))
+    made = Progress(**values)
+    for item in fields(Progress):
         if type(getattr(made, item.name)) is not item.type:  # True is no whole number here
             raise TypeError(f"{item.name} must be of type {item.type}")
     return made
 
 
-def restore(state: State, parts: Parts, env: Environment) -> Progress:
+def restore(state: State, parts: Parts, observation_size: int) -> Progress:
     """Give `parts`, as in `save_state`, back what a state holds of them; return its Progress.
 
     Raises:
         UsageError: if it doesn't fit the parts or the environment.
     """
-    progress = state.progress
     try:
-        if (
-            progress.observation.shape != (env.observation_size,)
-            or progress.q_values.shape != (env.n_actions,)
-            or progress.q_validation_observations.shape[1:] != (env.observation_size,)
-            or not set(progress.episode.actions) <= set(range(env.n_actions))
-            or not 0 <= progress.episode.seed <= LAST_SEED
-        ):
-            raise ValueError("values that don't fit the environment")
+        drawn = state.progress.q_validation_observations
+        if len(drawn) and drawn.shape[1:] != (observation_size,):
+            raise ValueError("observations of another environment")
         for name, part in parts.items():
             if isinstance(part, np.random.Generator):
                 part.bit_generator.state = state.generators[name]
@@ -197,21 +191,8 @@ def restore(state: State, parts: Parts, env: Environment) -> Progress:
                 part.set_state(
                     {k[dot:]: v for k, v in state.arrays.items() if k.startswith(f"{name}.")}
                 )
+    except UsageError:
+        raise
     except Exception:  # TensorFlow's and NumPy's own kinds among them
         raise UsageError("--resume: the state doesn't fit its own settings") from None
-    return progress
-
-
-def replayed(env: Environment, episode: Episode, observation: Array) -> bool:
-    """Play an episode again; return whether `env` is now where it was, at that observation.
-
-    It isn't where the environment draws from generators that its `reset` doesn't seed.
-    """
-    now, _ = env.reset(seed=episode.seed)
-    ended = False
-    for action in episode.actions:
-        if ended:  # earlier than then
-            return False
-        now, _, terminated, truncated, _ = env.step(action)
-        ended = terminated or truncated
-    return not ended and np.array_equal(now, observation)
+    return state.progress

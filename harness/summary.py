@@ -1,40 +1,42 @@
-"""What a run came to, and what to do next."""
+"""How a run went, and the command for what to do next."""
 
 import contextlib
 import math
 
+from harness.diagnosis import closing_findings, learned_nothing
 from harness.errors import UsageError
-from harness.log_folder import run_name, snapshot_of
+from harness.log_folder import STATE_FILE, run_name, snapshot_of
 from harness.terminal import command, log
 from harness.training_run import TrainingRun
-
-FEW_EPISODES = 3  # so few may all return the same by chance
+from harness.watching import how_to_watch
 
 
 def summarise(run: TrainingRun) -> None:
     """Print how a run went, and the command for what to do next."""
-    settings, folder, progress = run.settings, run.folder, run.progress
-    steps, seconds = progress.step - run.first_step, progress.seconds - run.first_seconds
+    settings, folder, progress = run.settings, run.shown, run.progress
+    last = run.saved_step or progress.step
+    steps, seconds = last - run.first_step, progress.seconds - run.first_seconds
     log(f"{steps} steps in {seconds:.1f}s, {steps / seconds:.1f} steps/s")
     # An environment that is code of the user's needs to be allowed again.
     env = ["--env", settings.env] if ":" in settings.env else []
+    snapshot = folder / f"{run_name(folder)}-{run.saved_step}.h5"
+    if not run.finished and not (folder / STATE_FILE).exists():
+        log(f"Stopped at step {progress.step}, before an episode ended. Train on from there with:")
+        log(command("run.py", "--model", snapshot, "--train", *env))
+        return
     if not run.finished:
         log(f"Stopped at step {progress.step}. Resume with:")
         log(command("run.py", "--resume", folder, *env))
         return
-    reached = settings.until is not None and progress.confirmed_average >= settings.until
-    best = max(progress.best_return, progress.best_average)
-    learned = settings.train_start <= progress.step
-    several = progress.episode.number > FEW_EPISODES
-    if learned and several and not reached and -math.inf < best <= progress.worst_return < math.inf:
-        advice = "--preset tuned" if settings.preset != "tuned" else "more --max-steps"
-        log(f"Every episode returned {best:.1f}: try {advice}, or another --seed")
+    threshold = run.env.reward_threshold
+    for line in closing_findings(progress, settings, threshold, run.env.time_limit):
+        log(line)
+    if learned_nothing(progress, settings, threshold):
         return
-    snapshot = folder / f"{run_name(folder)}-{progress.step}.h5"
     if math.isfinite(progress.best_average):
         log(f"Best episode_return_avg {progress.best_average:.3f} at step {progress.best_step}")
         with contextlib.suppress(UsageError):  # it couldn't be saved
             snapshot = snapshot_of(folder)
-    drawn = {"human", "rgb_array"} & set(run.env.metadata.get("render_modes") or ())
-    log("Watch it:" if drawn else "Play it:")
-    log(command("run.py", "--model", snapshot, *env, *([] if drawn else ["--eval"])))
+    shown = how_to_watch(run.env, snapshot)
+    log("Play it:" if "--eval" in shown else "Watch it:")
+    log(command("run.py", "--model", snapshot, *env, *shown))

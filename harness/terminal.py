@@ -3,21 +3,27 @@
 import atexit
 import contextlib
 import io
+import math
 import os
 import shlex
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeGuard
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from harness import PROJECT
 from harness.errors import reason
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, Task
+
+BAR_SECONDS = 0.25  # between two drawings
+BAR_WIDTH = 12  # leaves room for the results, and the terminal's ^C, on a line of 80 columns
 
 
 class Screen(io.TextIOWrapper):
@@ -100,32 +106,28 @@ def _is_standard(stream: Any, descriptor: int) -> TypeGuard[io.TextIOWrapper]:
         return False
 
 
-def log(line: str, *shorter: str) -> None:
-    """Print a line at once, above a progress bar if there is one; nobody has to read it.
-
-    Args:
-        shorter: what to print instead in a terminal that is too narrow for `line`, in order: the
-            first that fits, or the last.
-    """
-    columns = _columns()
-    for other in shorter:
-        if len(line) <= columns:
-            break
-        line = other
+def log(line: str) -> None:
+    """Print a line at once, above a progress bar if there is one; nobody has to read it."""
     with contextlib.suppress(OSError):  # of a stream that isn't a Screen
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        if _shown_bars:
+            _shown_bars[0].print_above(line)
+        else:
+            print(line, flush=True)
 
 
-def _columns() -> float:
-    """The width of the terminal that lines go to; infinite for a file, a pipe or a notebook."""
-    try:
-        if sys.stdout.isatty():
-            # Some terminals say 0 when they don't know.
-            return os.get_terminal_size(sys.stdout.fileno()).columns or float("inf")
-    except (OSError, ValueError):
-        pass
-    return float("inf")
+def make_console() -> "Console":
+    """A rich Console of standard output: colours and redrawing in a terminal, else plain text.
+
+    It leaves the cursor visible, or a program that is killed would leave a terminal without one.
+    """
+    from rich.console import Console  # late: --help needs no such thing
+
+    class PlainConsole(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
+
+    # What FORCE_COLOR would bring into a file, no program can read.
+    return PlainConsole(force_terminal=sys.stdout.isatty(), force_jupyter=False)
 
 
 def command(program: str, *words: str | Path) -> str:
@@ -142,30 +144,18 @@ def command(program: str, *words: str | Path) -> str:
     return shlex.join([python, os.path.relpath(PROJECT / program), *texts])
 
 
-Size = Callable[[Any], tuple[int | None, int | None]]  # columns and rows of a stream's terminal
+_shown_bars: list["ProgressBar"] = []  # the outermost first
 
 
-def _leave_room_for_interrupt(size: Size) -> Size:
-    """A size that is three columns narrower.
-
-    The terminal's ^C must fit on the bar's line, or the bar would stay there as another one.
-    """
-
-    def narrower(stream: Any) -> tuple[int | None, int | None]:
-        columns, rows = size(stream)
-        return (columns or 80) - 3, rows
-
-    return narrower
-
-
-class ProgressBar(tqdm):
+class ProgressBar:
     """A bar in a terminal, with rate, time left and the latest results; nothing in a pipe.
 
-    Attributes:
-        results: dict of the text shown for the latest result of each name.
-    """
+    As a listener of `evaluate` it counts steps, or episodes if that is its unit.
 
-    dynamic_ncols: Size  # tqdm asks it before it draws
+    Attributes:
+        number: how much is done.
+        results: the text shown for the latest result of each name.
+    """
 
     def __init__(
         self,
@@ -185,35 +175,91 @@ class ProgressBar(tqdm):
             delay: seconds before the bar appears.
             leave: whether the bar stays on the screen at the end.
         """
-        super().__init__(
-            total=total,
-            unit=f" {unit}",
-            unit_scale=total > 999,
-            initial=initial,
-            desc=desc,
-            delay=delay,
-            leave=leave,
-            disable=None,  # where there is no terminal
-            dynamic_ncols=True,
-            # tqdm's own format leaves no room for the results in a terminal of 80 columns.
-            bar_format="{desc}{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
-        )
+        self.total, self.unit, self.number, self.desc = total, unit, initial, desc or ""
         self.results: dict[str, str] = {}
-        if not self.disable:
-            self.dynamic_ncols = _leave_room_for_interrupt(self.dynamic_ncols)
-
-    def close(self) -> None:
-        """Leave the line to what comes next; tqdm forgets that a printed line drew the bar."""
-        if not (self.disable or self.leave):
-            self.clear()
-        super().close()
+        self._leave = leave
+        self._progress: Progress | None = None
+        self._next_drawing = time.monotonic() + delay if sys.stdout.isatty() else math.inf
+        self.reach(initial)
 
     def reach(self, number: int, name: str | None = None, result: float = 0) -> None:
         """Show that `number` of the total is done, and `result` as the latest one of a name."""
+        self.number = number
         if name:
             self.results[name] = f"{name} {result:.4g}"
-        self.set_postfix_str(", ".join(self.results.values()), refresh=False)
-        self.update(number - self.n)
+        now = time.monotonic()
+        if now >= self._next_drawing:  # seldom: a drawing takes a millisecond
+            self._next_drawing = now + BAR_SECONDS
+            self._draw()
+
+    def reset(self) -> None:
+        """Nothing: an episode that begins is not counted yet."""
+
+    def step(self, action: int, reward: float, ended: bool) -> None:
+        """Count a step, or the end of an episode; an evaluation may take more than its total."""
+        if ended or self.unit != "episodes":
+            self.reach(min(self.number + 1, self.total))
+
+    def print_above(self, line: str) -> None:
+        """Print a line above the bar, left to the terminal to wrap: it may be copied from there."""
+        if self._progress:
+            console = self._progress.console
+            console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Draw the bar for the last time, or remove it."""
+        if self._progress:
+            self._draw()
+            self._progress.stop()
+            _shown_bars.remove(self)
+        self._progress, self._next_drawing = None, math.inf
+
+    def _draw(self) -> None:
+        if not self._progress:
+            self._progress = self._start()
+        (task,) = self._progress.tasks
+        self._progress.update(task.id, completed=self.number)
+        self._progress.update(task.id, text=self._text(task), refresh=True)
+
+    def _start(self) -> "Progress":
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        outer = _shown_bars[0]._progress if _shown_bars else None
+        progress = Progress(
+            *([TextColumn("{task.description}")] if self.desc else []),
+            BarColumn(bar_width=BAR_WIDTH),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=outer.console if outer else make_console(),
+            auto_refresh=False,  # by a thread, which training would have to wait for
+            transient=not self._leave,
+            redirect_stderr=False,  # it may be a file
+        )
+        progress.add_task(self.desc, total=self.total, completed=self.number, text="")
+        progress.start()
+        _shown_bars.append(self)
+        return progress
+
+    def _text(self, task: "Task") -> str:
+        text = f"{_short(self.number)}/{_short(self.total)}"
+        if task.speed:
+            text += f" {_short(task.speed)} {self.unit}/s"
+        if task.time_remaining is not None:
+            minutes, seconds = divmod(round(task.time_remaining), 60)
+            text += f" {minutes}:{seconds:02} left"
+        return " ".join([text, *self.results.values()])
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _short(number: float) -> str:
+    """A number in at most five characters, such as 2, 4.35, 12.3k or 100k."""
+    if number < 999.5:
+        return f"{number:.3g}"
+    return f"{number / 1e3:.3g}k" if number < 999.5e3 else f"{number / 1e6:.3g}M"
 
 
 class StopSignal:

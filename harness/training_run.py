@@ -1,39 +1,57 @@
 """What surrounds the training loop: log lines, plots, snapshots, the state, and the clock."""
 
+import contextlib
 import csv
 import gc
 import importlib.metadata
 import io
 import math
 import platform
+import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from harness.arrays import Weights
+from harness.diagnosis import new_findings
 from harness.environments import Environment
 from harness.errors import TrainingError, diverged
-from harness.flags import Flags, Use
-from harness.log_folder import CONFIG_FILE, EVALUATIONS_FILE, STATE_FILE, run_name
-from harness.network import FlatModel, q_function
-from harness.settings import kept
+from harness.film import Film
+from harness.log_folder import (
+    CONFIG_FILE,
+    EVALUATIONS_FILE,
+    RESULT_FILE,
+    STATE_FILE,
+    create_log_folder,
+    locked,
+    run_name,
+)
+from harness.network import FlatModel, QFunction
+from harness.settings import RunSettings, command_of_run, kept
 from harness.snapshots import save_snapshot
-from harness.state import Episode, Parts, Progress, save_state
-from harness.terminal import ProgressBar, StopSignal, log
+from harness.start import Resumed
+from harness.state import Parts, Progress, restore, save_state
+from harness.terminal import ProgressBar, log
 from harness.whole_files import attempt, write_json, write_text
 
-EVALUATION = ("step", "episode", "episodes", "episode_return_avg", "avg_max_q_value", "seconds")
-FEW_EPISODES = 10  # an evaluation of fewer says little
+EVALUATION = (
+    *("step", "training_episode", "evaluation_episodes", "episode_return_avg"),
+    *("lower_quartile", "upper_quartile", "avg_max_q_value", "seconds"),
+)
 SILENT_STEPS = 2000  # of an episode that doesn't end, after which a line says where the run is
-SAVE_SECONDS = 60  # the state is saved at least this often, whatever the step
+LAST_STEPS = 1000  # most steps that a run takes after its end, to save its state at an episode's
+SAVE_SECONDS = 60  # the state is saved at least this often
 SAVE_SHARE = 0.01  # … or less often: saving by the clock may take this share of the time
 
+FILM = 5  # purpose of the random numbers of its episodes, beside those of run.py
+
 Logger = Any  # loggers.TensorBoardLogger, which this package doesn't import
-Listener = Callable[[int, float], None]  # is told the step and the mean of each evaluation
+Stop = Any  # harness.terminal.StopSignal, or anything with a `number`
+OnEvaluation = Callable[[int, float], None]  # is told the step and the mean of each evaluation
 
 
 class TrainingRun:
@@ -42,195 +60,299 @@ class TrainingRun:
     It changes nothing that decides what is learned.
 
     Attributes:
+        folder: Path of the log folder, absolute, whatever folder the environment goes to.
         progress: Progress, where the run is.
         first_step, first_seconds: where this process took over.
+        over: whether all steps are taken, or `until` is reached.
     """
 
     def __init__(
         self,
-        settings: Namespace,
-        flags: Flags,
-        folder: Path,
-        stop: StopSignal,
-        logger: Logger,
-        on_evaluation: Listener | None = None,
+        settings: RunSettings,
+        env: Environment,
+        q_function_of: Callable[[Weights], QFunction],
+        parts: Parts,
+        make_logger: Callable[[Path], Logger],
+        evaluate: Callable[..., object],
+        stop: Stop | None = None,
+        resumed: Resumed | None = None,
+        on_evaluation: OnEvaluation | None = None,
+        place: Path | None = None,
+        command: str | None = None,
     ) -> None:
-        self.settings, self.flags, self.folder, self.stop = settings, flags, folder, stop
-        self.logger, self.on_evaluation = logger, on_evaluation
-        self.bar: ProgressBar | None = None
-        self.saved_step: int | None = None  # of the last snapshot
-        self.saved = self.warned = False
+        """Begin a run in a new log folder, or continue one that was stopped.
 
-    def start(
-        self, env: Environment, model: FlatModel, progress: Progress, parts: Parts, resumed: bool
-    ) -> None:
-        """Say that a run begins or goes on; `parts` is what `save_state` saves beside `progress`.
-
-        `env` and `model` are what the pictures show.
+        Args:
+            q_function_of: the Q function of the network with some weights.
+            parts: what `save_state` saves beside `progress`, the FlatModel "model" among it; a
+                stopped run's state is given back to them.
+            evaluate: run.py's, for a film.
+            place: where the new log folder is made, by default the current folder.
+            command: that repeats the run, for config.json; by default one of all its settings.
         """
-        self.env, self.model, self.progress, self.parts = env, model, progress, parts
-        self.first_step, self.first_seconds = progress.step, progress.seconds
+        self.settings, self.env, self.q_function_of = settings, env, q_function_of
+        self.parts, self.model, self.evaluate = parts, cast(FlatModel, parts["model"]), evaluate
+        self.stop, self.on_evaluation = stop, on_evaluation
+        self._stack = contextlib.ExitStack()
+        self.film: Film | None = None
+        if settings.film:
+            film = Film(settings.film, settings.env, settings.set, settings.max_steps)
+            self.film = self._stack.enter_context(film)
         if resumed:
-            log(f"Resumed {self.folder} at step {self.first_step}")
+            self.shown, self.progress = resumed.folder, resumed.state.progress
+            restore(resumed.state, parts, env.observation_size)
         else:
-            log(f"Created {self.folder}")
-            log(f"Seed {self.settings.seed}")
-        saved = kept(self.settings, self.flags, Use.SAVE)
-        self.config = configuration(saved, progress.command, env)
-        attempt(write_json, self.folder / CONFIG_FILE, self.config)
-        columns = kept(self.settings, self.flags, Use.HPARAMS)
-        self.logger.log_start(self.first_step, self.config, columns)
-        self.bar = ProgressBar(self.settings.max_steps, "steps", initial=self.first_step)
+            self.shown = create_log_folder(settings.name, place=place)
+            self.progress = Progress(command or command_of_run(settings))
+        self.folder = self.shown.absolute()
+        if not resumed:
+            self._stack.enter_context(locked(self.folder))
+        self.first_step, self.first_seconds = self.progress.step, self.progress.seconds
+        self.over = self.saved = False
+        self.saved_step: int | None = None  # of the last snapshot
+        self.episode_steps, self.episode_return, self.episode_seconds = 0, 0.0, 0.0
+        if resumed:
+            log(f"Resumed {self.shown} at step {self.first_step}")
+        else:
+            log(f"Created {self.shown}")
+            log(f"Seed {settings.seed}")
+        (self.folder / RESULT_FILE).unlink(missing_ok=True)
+        config = configuration(kept(settings, "config"), self.progress.command, env)
+        attempt(write_json, self.folder / CONFIG_FILE, config)
+        self.logger = make_logger(self.folder)
+        self.logger.log_start(self.first_step + 1, config, kept(settings, "hparams"))
+        self.bar = ProgressBar(settings.max_steps, "steps", initial=self.first_step)
         gc.freeze()  # what is loaded by now stays: nothing is gained by walking through it
-        self.now = self.last_save = time.perf_counter()
+        self.now = time.perf_counter()
+        self.last_save = -math.inf  # the first is saved soon: a run that is killed early goes on
         self.save_seconds = 0.0
+        self._film_episode()
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left to take."""
-        return self.progress.finished(self.settings)
+        """Whether the run has taken all its steps, or has reached `until`."""
+        progress, settings = self.progress, self.settings
+        return progress.step >= settings.max_steps or progress.reached(settings.until)
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of each step to take, until the run is finished or stopped."""
-        while not (self.finished or self.stop.number):
+        """Yield the number of each step to take, and save where the run ends.
+
+        That is where all steps are taken, `until` is reached or a signal has come. Its state is
+        saved at the end of an episode. So the running episode is finished first, if that takes no
+        more than LAST_STEPS: as a longer run would take them, so that this one can become it.
+        """
+        ends_at: int | None = None
+        while True:
+            if self.finished and not self.over:
+                self.over = True
+                self._diagnose()
+                self.save()
+                self._film_episode(ended=True)
+            if ends_at is None and (self.over or (self.stop and self.stop.number)):
+                ends_at = self.progress.step
+            if ends_at is not None and (
+                not self.episode_steps
+                or self.progress.step - ends_at >= LAST_STEPS
+                or (self.over and self._is_next_step_due())
+            ):
+                break
             self.progress.step += 1
             yield self.progress.step
-            if self.now > self.last_save + max(SAVE_SECONDS, self.save_seconds / SAVE_SHARE):
+            saving_pays = self.now > self.last_save + self.save_seconds / SAVE_SHARE
+            if not self.episode_steps and self.now > self.last_save + SAVE_SECONDS and saving_pays:
                 self._save_state()
+        if not self.over:
+            self.save()
+            self._film_episode(ended=True)
+        if not self.episode_steps:
+            self.saved &= self._save_state()
+        self._end()
 
     def is_due(self, every: int) -> bool:
         """Whether this step is the last or a multiple of `every`; 0 means never."""
         step = self.progress.step
-        return every > 0 and (step % every == 0 or step == self.settings.max_steps)
+        return (
+            not self.over and every > 0 and (step % every == 0 or step == self.settings.max_steps)
+        )
 
-    def log_step(self, episode: Episode, ended: bool) -> None:
-        """Print and plot the step's episode: at its end now and then, or if it doesn't end."""
+    def _is_next_step_due(self) -> bool:
+        """Whether a longer run would evaluate or save a snapshot after the next step."""
+        step = self.progress.step + 1
+        settings = self.settings
+        return any(
+            every > 0 and step % every == 0
+            for every in (settings.eval_every, settings.snapshot_every)
+        )
+
+    def log_step(self, reward: float, episode_ended: bool) -> None:
+        """Count a step; print and plot its episode: at its end now and then, or if it doesn't end.
+
+        Args:
+            reward: of the step.
+        """
         progress, every = self.progress, self.settings.log_every
-        step, steps = progress.step, len(episode.actions)
-        episode.seconds += self._lap()
-        if ended:
-            self._bar_reach("return", episode.episode_return)
-            progress.best_return = max(progress.best_return, episode.episode_return)
-            progress.worst_return = min(progress.worst_return, episode.episode_return)
+        self.episode_steps += 1
+        self.episode_return += reward
+        self.episode_seconds += self._lap()
+        if not progress.least_reward <= reward <= progress.largest_reward:
+            progress.least_reward = min(progress.least_reward, reward)
+            progress.largest_reward = max(progress.largest_reward, reward)
+        step, steps = progress.step, self.episode_steps
+        episode = progress.episode, steps, self.episode_return, self.episode_seconds
+        if episode_ended:
+            progress.episode_steps.append(step)
+            progress.episode_returns.append(self.episode_return)
+            self.bar.reach(step, "return", self.episode_return)
             if step // every > (step - steps) // every:
-                self.logger.log_episode(episode, step, progress.loss)
+                self.logger.log_episode(step, progress.loss, *episode)
+            self.episode_steps, self.episode_return, self.episode_seconds = 0, 0.0, 0.0
         elif steps % max(every, SILENT_STEPS) == 0:
-            self._bar_reach("return", episode.episode_return)
-            self.logger.log_running_episode(episode, step, progress.loss)
+            self.bar.reach(step, "return", self.episode_return)
+            self.logger.log_running_episode(step, progress.loss, *episode)
+        self._film_episode()
 
-    def log_evaluation(self, returns: list[float], episode_number: int) -> float:
-        """Print, plot and keep the result of an evaluation; save the best snapshot so far.
+    @contextlib.contextmanager
+    def evaluation_bar(self, steps: int, episodes: int) -> Iterator[ProgressBar | None]:
+        """A listener that shows how far an evaluation is that takes more than a second."""
+        total, unit = (steps, "steps") if steps else (episodes, "episodes")
+        with ProgressBar(total, unit, desc="evaluation", delay=1, leave=False) as bar:
+            yield bar if sys.stdout.isatty() else None  # a listener costs time in each step
+
+    def log_evaluation(
+        self, returns: list[float], episode_return_avg: float, avg_max_q_value: float
+    ) -> None:
+        """Print, plot and keep the result of an evaluation.
 
         Args:
             returns: of its episodes.
-            episode_number: of the training episode in which it took place.
-
-        Returns:
-            the mean of the returns, NaN if there are none.
+            episode_return_avg: their mean, NaN if there are none.
+            avg_max_q_value: NaN where there are no observations to average over yet.
         """
-        progress, weights = self.progress, self.model.averaged_weights()
-        observations = progress.q_validation_observations
-        episode_return_avg = float(np.mean(returns)) if returns else math.nan
-        avg_max_q_value = math.nan
-        if len(observations):
-            avg_max_q_value = float(q_function(weights, observations).max(axis=1).mean())
-        averages = episode_return_avg, avg_max_q_value
-        self.logger.log_evaluation(episode_number, progress.step, *averages)
-        self._warn_of_few(len(returns))
-        self._bar_reach("evaluation", episode_return_avg)
+        progress = self.progress
+        self.logger.log_evaluation(
+            progress.episode, progress.step, episode_return_avg, avg_max_q_value
+        )
+        self.bar.reach(progress.step, "evaluation", episode_return_avg)
         self._lap()
+        quartiles = np.quantile(returns, (0.25, 0.75)) if returns else (math.nan, math.nan)
         progress.evaluations.append(
-            [progress.step, episode_number, len(returns), *averages, round(progress.seconds, 3)]
+            [
+                *(progress.step, progress.episode, len(returns), episode_return_avg),
+                *map(float, quartiles),
+                *(avg_max_q_value, round(progress.seconds, 3)),
+            ]
         )
         attempt(self._write_evaluations, self.folder / EVALUATIONS_FILE)
-        if episode_return_avg > progress.best_average and self._save_snapshot("best"):
-            progress.best_average, progress.best_step = episode_return_avg, progress.step
+        self._diagnose()
         if self.on_evaluation:
             self.on_evaluation(progress.step, episode_return_avg)
         self._lap()  # none of it is the next episode's time
-        return episode_return_avg
 
     def log_confirmation(self, returns: list[float], episodes: int) -> None:
         """Say and keep what fresh episodes return after an evaluation that reached `until`.
 
         Only all of the `episodes` confirm it: one that doesn't end is left out of the returns.
         """
+        until = self.settings.until
         average = float(np.mean(returns)) if len(returns) == episodes else -math.inf
-        reached = "reached" if average >= self.settings.until else "not reached"
+        self.progress.confirmed_average = max(self.progress.confirmed_average, average)
+        reached = "reached" if self.progress.reached(until) else "not reached"
         if len(returns) < episodes:
             log(f"fresh episode {len(returns) + 1} of {episodes} doesn't end: --until {reached}")
         else:
             log(f"{episodes} fresh episodes return {average:.3f}: --until {reached}")
-        self.progress.confirmed_average = max(self.progress.confirmed_average, average)
-        if average >= self.settings.until:  # sweeps look it up
-            self.config["until_reached"] = True
-            attempt(write_json, self.folder / CONFIG_FILE, self.config)
+        self._lap()
+
+    def save_best(self, episode_return_avg: float) -> None:
+        """Save the snapshot of an evaluation that is the best so far."""
+        if self._save_snapshot("best"):
+            self.progress.best_average = episode_return_avg
+            self.progress.best_step = self.progress.step
         self._lap()
 
     def save(self) -> None:
-        """Save a snapshot, and the state that `--resume` goes on from; plot what was learned."""
-        if self.env.observation_size == 2 and not self.stop.number:
-            self._log_pictures()
-        saved = self._save_snapshot(self.progress.step)
-        self.saved = self._save_state() and saved
+        """Save a snapshot; draw what was learned; save the state when the episode ends."""
+        if self.saved_step == self.progress.step:
+            return
+        self.saved = self._save_snapshot(str(self.progress.step))
         self.saved_step = self.progress.step
-
-    def finish(self) -> None:
-        """Save once more where the last step wasn't saved; TrainingError if that failed."""
-        if self.saved_step != self.progress.step:
-            self.save()
-        if self.bar is not None:
-            self.bar.reach(self.progress.step)
-        if not self.saved:
-            raise TrainingError(f"the last snapshot or state couldn't be saved in {self.folder}")
+        self.last_save = -math.inf
+        self._draw()
+        self._lap()
 
     def _save_state(self) -> bool:
         self._lap()
         started = self.now
-        self.env.come_back()
-        path, settings = self.folder / STATE_FILE, kept(self.settings, self.flags, Use.SAVE)
-        saved = attempt(save_state, path, settings, self.progress, self.parts)
+        path = self.folder / STATE_FILE
+        saved = attempt(save_state, path, kept(self.settings, "config"), self.progress, self.parts)
         self._lap()
         self.last_save, self.save_seconds = self.now, self.now - started
         return saved
 
-    def _save_snapshot(self, label: str | int) -> bool:
+    def _save_snapshot(self, label: str) -> bool:
         if not np.isfinite(self.model.theta.numpy()).all():
             raise TrainingError(diverged(self.progress.step))
-        self.env.come_back()
-        path = self.folder / f"{run_name(self.folder)}-{label}.h5"
-        origin = kept(self.settings, self.flags, Use.SNAPSHOT) | {"step": self.progress.step}
-        return attempt(save_snapshot, path, self.model.as_keras(), origin)
+        name = f"{run_name(self.folder)}-{label}.h5"
+        origin = kept(self.settings, "snapshot") | {"step": self.progress.step}
+        saved = attempt(save_snapshot, self.folder / name, self.model.as_keras(), origin)
+        if saved:
+            log(f"Saved {self.shown / name}")
+        return saved
 
     def _write_evaluations(self, path: Path) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([EVALUATION, *self.progress.evaluations])
         write_text(path, text.getvalue())
 
-    def _warn_of_few(self, episodes: int) -> None:
-        if episodes >= FEW_EPISODES or self.warned:
-            return
-        self.warned = True
-        if episodes:
-            number = "1 episode says" if episodes == 1 else f"{episodes} episodes say"
-            log(f"warning: {number} little about a policy; a larger --eval-steps plays more")
-        else:
-            log(
-                "warning: the evaluation's episode didn't end; give the environment a time limit, "
-                "such as --set max_episode_steps=1000"
-            )
+    def _film_episode(self, ended: bool = False) -> None:
+        if self.film and (ended or not self.over) and self.film.is_due(self.progress.step, ended):
+            with self.film.scene(self.progress.step):
+                q_function = self.q_function_of(self.model.averaged_weights())
+                seed = self.settings.seed, FILM  # all episodes begin alike
+                self.evaluate(self.film.env, q_function, seed, listener=self.film)
+            self._lap()
 
-    def _log_pictures(self) -> None:
+    def _diagnose(self) -> None:
+        """Say what is going wrong, once."""
+        threshold, limit = self.env.reward_threshold, self.env.time_limit
+        for line in new_findings(self.progress, self.settings, threshold, limit):
+            if not self.finished:  # else it is one of the closing lines
+                log(f"warning: {line}")
+
+    def _draw(self) -> None:
+        """Draw the run, and what it has learned."""
         from harness import plots  # imports Matplotlib, which --help must not wait for
 
-        weights = self.model.averaged_weights()
-        pictures = plots.draw_pictures(self.env, lambda states: q_function(weights, states))
+        q_function = self.q_function_of(self.model.averaged_weights())
+        pictures = plots.attempt_picture(plots.draw_pictures, self.env, q_function)
         if pictures:
             self.logger.log_images(self.progress.step, plots.SIZE, pictures)
+        path = self.folder / f"{run_name(self.folder)}.png"
+        facts = self.progress, self.settings, self.env, q_function
+        plots.attempt_picture(plots.draw_run, path, *facts)
 
-    def _bar_reach(self, name: str, result: float) -> None:
-        if self.bar is not None:
-            self.bar.reach(self.progress.step, name, result)
+    def _end(self) -> None:
+        """Leave the result; TrainingError if the last save failed."""
+        self.bar.reach(min(self.progress.step, self.settings.max_steps))
+        attempt(write_json, self.folder / RESULT_FILE, self.result())
+        if not self.saved:
+            raise TrainingError(f"the last snapshot or state couldn't be saved in {self.shown}")
+
+    def result(self) -> dict[str, Any]:
+        """What result.json says of the run."""
+        progress = self.progress
+        last = progress.evaluations[-1][3] if progress.evaluations else math.nan
+        found = math.isfinite(progress.best_average)
+        return {
+            "status": "finished" if self.finished else "stopped",
+            "step": self.saved_step,
+            "episode_return_avg": last if math.isfinite(last) else None,
+            "best": progress.best_average if found else None,
+            "best_step": progress.best_step if found else None,
+            "until_reached": progress.reached(self.settings.until),
+            "seconds": round(progress.seconds, 3),
+            "diagnosis": progress.diagnosis,
+        }
 
     def _lap(self) -> float:
         """The seconds since the last call, counted as trained."""
@@ -249,8 +371,11 @@ class TrainingRun:
     ) -> None:
         gc.unfreeze()
         self.logger.close()
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
+        self._stack.close()
+        if error is not None:
+            failed = self.result() | {"status": "failed", "step": self.progress.step}
+            attempt(write_json, self.folder / RESULT_FILE, failed)
 
 
 def configuration(settings: Mapping[str, Any], command: str, env: Environment) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, some of them with a checksum."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,12 +34,13 @@ def write_file(path: Path | str, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name itself must reach the disk too
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if os.name == "posix":  # the new name itself must reach the disk too, where that can be asked
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

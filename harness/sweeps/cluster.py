@@ -1,10 +1,15 @@
 """Ray, started on this machine or found on a cluster, and files on their way between its nodes."""
 
+import contextlib
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
 import sysconfig
+import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,53 +29,125 @@ RAY = {  # what Ray reads when it is imported
     # The runs have the priority that run.py has; by default, any other program goes first.
     "RAY_worker_niceness": "0",
 }
+# A socket's path has at most 107 bytes, and Ray's end on
+# /session_2026-11-29_01-06-49_818203_4194304/sockets/plasma_store.
+LONGEST_FOLDER = 107 - 64
+FREE_MEGABYTES = 100  # that Ray's folder needs, for its logs
+MOST_SHOWN = 300  # characters of an error of Ray's, which may be pages
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 starting_ray = False
 
 
-def ray_options(address: str | None, jobs: int | None) -> dict[str, Any]:
-    """ray.init's options for this machine or a cluster; UsageError if none is at `address`."""
-    if address is None:
-        return {"address": "local", "include_dashboard": False, "num_cpus": jobs}
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        try:  # Ray itself would try for many minutes
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--address {address}: no cluster answers there: {error}") from None
-    # The nodes need not have this project, nor the user's own modules.
-    modules = {PROJECT / "harness", *PROJECT.glob("*.py"), *own_modules()}
-    environment = {"py_modules": sorted(map(str, modules)), "excludes": ["__pycache__"]}
-    return {"address": address, "runtime_env": environment}
+def usable_cores() -> int:
+    """The cores that this process may use: of those it is bound to, and of its container's share.
+
+    The machine may have more, which other programs, or a cluster's other jobs, use.
+    """
+    bound = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max", or no Linux
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, round(quota / period))
+    return max(1, cores)
 
 
-def own_modules() -> Iterator[Path]:
-    """The files and packages, but installed ones, that `--env MODULE:ID` has imported."""
+def check_address(address: str) -> None:
+    """UsageError if no cluster is at an address; Ray itself would try for many minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--address {address}: no cluster answers there: {error}") from None
+
+
+def sent_modules() -> set[Path]:
+    """What the nodes of a cluster need not have: this project, and the user's own modules.
+
+    These are the files and packages, but installed ones, that `--env MODULE:ID` has imported.
+    """
     installed = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")]
+    modules = {PROJECT / "harness", *PROJECT.glob("*.py")}
     for name in {name.partition(".")[0] for name in registered}:
         module = sys.modules[name]
         # A package without an __init__.py has no __file__.
         path = next(iter(getattr(module, "__path__", ())), None) or module.__file__
         if path and not any(Path(path).is_relative_to(folder) for folder in installed):
-            yield Path(path).resolve()
+            modules.add(Path(path).resolve())
+    return modules
+
+
+@contextlib.contextmanager
+def ray_running(address: str | None, jobs: int | None) -> Iterator[None]:
+    """Inside the `with`, Ray runs: the cluster at `address`, or one of this machine's own.
+
+    Args:
+        jobs: how many to run at a time on this machine; None for as many as there are cores.
+
+    Raises:
+        UsageError: if it can't be started, or connected to.
+    """
+    os.environ.update(RAY)
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listens to this machine alone
+            # A word of its own, which Ray would otherwise keep in the home folder, if it can write.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            folder = ray_folder()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            options = {"address": "local", "_temp_dir": folder, "include_dashboard": False}
+            options["num_cpus"] = jobs or usable_cores()
+        else:
+            if os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+                # As `ray start` does by itself.
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+            sent = {"py_modules": sorted(map(str, sent_modules())), "excludes": ["__pycache__"]}
+            options = {"address": address, "runtime_env": sent}
+        start_ray(options)
+        import ray
+
+        stack.callback(ray.shutdown)
+        yield
+
+
+def ray_folder() -> str:
+    """A new folder for Ray, whose default one may belong to another user, or have too long a path.
+
+    Raises:
+        UsageError: if there is no place for it.
+    """
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    for place in dict.fromkeys(places):
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(place).free < FREE_MEGABYTES * 2**20:
+                continue
+            folder = tempfile.mkdtemp(prefix="ray-", dir=place)
+            if len(os.fsencode(folder)) <= LONGEST_FOLDER:
+                return folder
+            os.rmdir(folder)
+    raise UsageError(
+        f"Ray needs a folder with {FREE_MEGABYTES} MB free, and a short path; name one: "
+        "TMPDIR=/FOLDER python sweep.py …"
+    )
 
 
 def start_ray(options: dict[str, Any]) -> None:
-    """Start Ray, or connect to a cluster, until this program ends; UsageError if that fails."""
+    """Start Ray, or connect to it; UsageError if that fails."""
     global starting_ray  # noqa: PLW0603
-    os.environ.update(RAY)
-    if options["address"] == "local":
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listens to this machine alone
-    elif Path("~/.ray/auth_token").expanduser().exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as `ray start` does by itself
     import ray
 
+    # A notebook may have imported Ray before, with other settings.
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     warnings.filterwarnings("ignore", module="ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces it
     starting_ray = True
     try:
         ray.init(log_to_driver=False, logging_level="CRITICAL", **options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise UsageError(f"can't use Ray: {' '.join(str(error).split())}") from None
+    except Exception as error:  # of any kind: it finds out only then what it can't use
+        raise UsageError(f"can't use Ray: {textwrap.shorten(str(error), MOST_SHOWN)}") from None
     finally:
         starting_ray = False
     signal.signal(signal.SIGTERM, on_sigterm)

@@ -3,21 +3,26 @@
 import argparse
 import hashlib
 import itertools
-import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.environments import make_environment
 from harness.errors import UsageError
-from harness.flags import Flags as Table
-from harness.flags import Use, as_text, flag
-from harness.settings import Presets, training_settings
+from harness.settings import (
+    Flag,
+    Given,
+    Presets,
+    RunSettings,
+    as_text,
+    flag_name,
+    flags_of,
+    training_settings,
+)
 
-Flags = dict[str, Any]  # run.py's, each with one value; of `set`, a dict
 Words = tuple[str, str]  # a flag and its value, as the command line has them
 
 MOST_SEEDS = 10_000
@@ -27,15 +32,41 @@ UNNAMED = "run"
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a sweep: run.py's flags and a seed."""
+class Trainer:
+    """What a sweep needs of run.py, which this package doesn't import."""
 
-    flags: Flags
+    settings: type[RunSettings]
+    presets: Presets
+
+    @property
+    def flags(self) -> dict[str, Flag]:
+        """Those that a sweep takes."""
+        flags = flags_of(self.settings, presets=self.presets)
+        return {name: flag for name, flag in flags.items() if "sweep" in flag.commands}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        flags: run.py's, each with one value.
+        solved_from: the least episode_return_avg that solves its environment, None if unknown.
+        others: the hyperparameters that a preset made differ from other trials'.
+        shared: flags and values that don't tell it from other trials.
+    """
+
+    flags: Given
     seed: int
     max_steps: int
-    solved_from: float  # the least episode_return_avg that solves the environment, or infinity
-    others: Flags = field(default_factory=dict)  # hyperparameters that a preset made differ
-    shared: frozenset[Words] = frozenset()  # what doesn't tell it from other trials
+    solved_from: float | None
+    others: Given = field(default_factory=dict)
+    shared: frozenset[Words] = frozenset()
+
+    @property
+    def env(self) -> str:
+        """The ID of its environment."""
+        return self.flags.get("env", RunSettings.env)
 
     @property
     def arguments(self) -> list[str]:
@@ -45,10 +76,7 @@ class Trial:
     @property
     def configuration(self) -> str:
         """What names its flags in tables and pictures: those in which it differs from others."""
-        differing = [pair for pair in words_of(self.flags) if pair not in self.shared]
-        if not differing and "preset" in self.flags:
-            differing = [("--preset", self.flags["preset"])]
-        return shlex.join(itertools.chain(*differing)) or UNNAMED
+        return label_of(self.flags, self.shared)
 
     @property
     def name(self) -> str:
@@ -65,16 +93,26 @@ class Trial:
         return f"{self.name}-log"
 
 
-def words_of(flags: Flags) -> list[Words]:
+def words_of(flags: Given) -> list[Words]:
     """Flags as run.py's command line: a pair for each value; `set` may have several."""
-    return [
-        (flag(name), text)
-        for name, value in flags.items()
-        for text in (as_text(value).split() if name == "set" else [as_text(value)])
-    ]
+    return [pair for name, value in flags.items() for pair in _words(name, value)]
 
 
-def shared_words(configurations: Iterable[Flags]) -> frozenset[Words]:
+def _words(name: str, value: Any) -> list[Words]:
+    if name == "set":
+        return [(flag_name(name), as_text({key: changed})) for key, changed in value.items()]
+    return [(flag_name(name), as_text(value))]
+
+
+def label_of(flags: Given, shared: frozenset[Words]) -> str:
+    """The flags that aren't shared, as one text; where all are, the preset or UNNAMED."""
+    differing = [pair for pair in words_of(flags) if pair not in shared]
+    if not differing and "preset" in flags:
+        differing = [("--preset", flags["preset"])]
+    return shlex.join(itertools.chain(*differing)) or UNNAMED
+
+
+def shared_words(configurations: Iterable[Given]) -> frozenset[Words]:
     """The flags and values that all configurations have."""
     return frozenset.intersection(*(frozenset(words_of(flags)) for flags in configurations))
 
@@ -95,34 +133,35 @@ def parse_seeds(text: str) -> list[int]:
     return list(seeds)
 
 
-def combinations(given: dict[str, list]) -> list[Flags]:
+def combinations(given: Mapping[str, list]) -> list[dict[str, Any]]:
     """Every combination of the values given.
 
     `given` is a dict of run.py's flags, each with a list of values; of `set`, a list of pairs
-    (name, number), in which a name may have several numbers.
+    (name, value), in which a name may have several values.
     """
     if "set" in given:
-        numbers: dict[str, list[float]] = {}
-        for name, number in given["set"]:
-            numbers.setdefault(name, []).append(number)
+        values_of: dict[str, list] = {}
+        for name, value in given["set"]:
+            values_of.setdefault(name, []).append(value)
         changes = [
-            dict(zip(numbers, values, strict=True))
-            for values in itertools.product(*numbers.values())
+            dict(zip(values_of, values, strict=True))
+            for values in itertools.product(*values_of.values())
         ]
         given = {**given, "set": changes}
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
 
 def make_trials(
-    configurations: Sequence[Flags],
+    trainer: Trainer,
+    configurations: Sequence[Given],
     seeds: Sequence[int],
-    table: Table,
-    presets: Presets,
+    goals: Mapping[str, float],
     shared: frozenset[Words] | None = None,
 ) -> list[Trial]:
     """The trials of a sweep: each of the configurations with each seed.
 
     Args:
+        goals: the mean return that solves an environment, where it isn't the environment's own.
         shared: what names no configuration; by default, what all of them have.
 
     Raises:
@@ -130,18 +169,24 @@ def make_trials(
     """
     if shared is None:
         shared = shared_words(configurations)
-    every = [training_settings(flags, table, presets) for flags in configurations]
-    compared = [name for name, known in table.items() if known.uses & Use.HPARAMS]
-    differing = [name for name in compared if len({as_text(vars(one)[name]) for one in every}) > 1]
+    every = [training_settings(trainer.settings, one, trainer.presets) for one in configurations]
+    compared = [name for name, flag in trainer.flags.items() if "hparams" in flag.places]
+    differing = [name for name in compared if len({as_text(getattr(s, name)) for s in every}) > 1]
     trials = {}
     for flags, settings in zip(configurations, every, strict=True):
         if not settings.eval_every:
             raise UsageError("--eval-every 0: a run is judged by its last evaluation")
         others = {name: getattr(settings, name) for name in differing if name not in flags}
-        with closing(make_environment(settings.env)) as env:
-            threshold = env.reward_threshold
-        solved_from = math.inf if threshold is None else threshold
+        solved_from = goals.get(settings.env, solved_at(settings.env))
+        if solved_from is None:
+            solved_from = settings.until
         for seed in seeds:
             trial = Trial(flags, seed, settings.max_steps, solved_from, others, shared)
             trials[trial.name] = trial  # a value given twice runs once
     return list(trials.values())
+
+
+def solved_at(env_id: str) -> float | None:
+    """The mean return that solves an environment, None if it has none."""
+    with closing(make_environment(env_id)) as env:
+        return env.reward_threshold

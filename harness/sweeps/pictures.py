@@ -1,75 +1,130 @@
-"""The pictures of a sweep: its learning curves, and what a search has tried."""
+"""The pictures of a sweep: learning curves, and what a search has tried.
+
+Call what draws through `attempt_picture`: it imports Matplotlib, which takes long and can fail.
+"""
 
 import textwrap
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
-from harness.flags import as_text
-from harness.sweeps.progress import STOPPED
-from harness.sweeps.results import interval
-from harness.sweeps.search import Proposal
+from harness.plots import (
+    CURVES,
+    default_style,
+    label_steps,
+    new_figure,
+    plot_curve,
+    plot_threshold,
+)
+from harness.settings import as_text
+from harness.sweeps.results import EVALUATION, STOPPED, Run, evaluations_of, interquartile_mean
 from harness.sweeps.space import Range
+from harness.terminal import log
 from harness.whole_files import write_file
 
-WIDEST = 80  # characters of a label
-COLUMNS = 3
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from harness.sweeps.search import Proposals
+
+DPI = 100
+WIDTH, HEIGHT = 900, 450  # of a plot of learning curves, in pixels
+LINE_HEIGHT = 22  # of the legend and the title
+WIDEST = 95  # characters of a label
+COLUMNS = 3  # of a search's plots
+TRIED_WIDTH, TRIED_HEIGHT = 400, 350
 MOST_UPRIGHT = 24  # characters of an axis' choices that fit side by side
 
 
-def draw_curves(path: Path, evaluations: pd.DataFrame, shared: str) -> None:
-    """Draw the mean of each configuration's evaluations, with its 95 % interval as a band.
+def draw_curves(path: Path, runs: Sequence[Run], title: str) -> None:
+    """Draw the learning curves of runs, one for each label; a plot for each environment.
 
-    A run that ended early keeps its last evaluation. `shared`, what all runs have, is the title.
+    A curve of several runs is the interquartile mean of their evaluations, and its band their
+    middle half; that of a single run is the mean of its evaluations' episodes, and the band the
+    middle half of these. A run that ended early keeps its last evaluation.
     """
-    groups = list(evaluations.groupby("configuration", sort=False))
-    figure = Figure(figsize=(8, 5 + 0.4 * len(groups)), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="episode_return_avg")
-    for configuration, rows in groups:
-        runs = rows.pivot(index="step", columns="seed", values="episode_return_avg").ffill()
-        label = f"{configuration} (n = {runs.shape[1]})"
-        label = textwrap.fill(label, WIDEST, break_on_hyphens=False)
-        (line,) = axes.plot(runs.mean(axis=1, skipna=False), label=label)
-        low, high = interval(np.mean, runs.T)
-        axes.fill_between(runs.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_title(textwrap.fill(shared, WIDEST, break_on_hyphens=False), fontsize="medium")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center")
-    write_file(path, partial(figure.savefig, dpi=150))
+    environments: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        groups = environments.setdefault(run.trial.env, {})
+        groups.setdefault(run.label, []).append(run)
+    labels = list(dict.fromkeys(run.label for run in runs))
+    styles = {label: CURVES[number % len(CURVES)] for number, label in enumerate(labels)}
+    wrapped = {
+        label: textwrap.fill(label, WIDEST, break_on_hyphens=False) + f" (n = {count})"
+        for label in labels
+        if (count := sum(run.label == label for run in runs))
+    }
+    title = textwrap.fill(title, WIDEST, break_on_hyphens=False)
+    lines = sum(text.count("\n") + 1 for text in (*wrapped.values(), title))
+    height = HEIGHT * len(environments) + LINE_HEIGHT * (lines + 1)
+    with default_style():
+        from matplotlib.lines import Line2D
+
+        figure = new_figure(WIDTH, height, DPI)
+        figure.set_layout_engine("constrained")
+        for number, (env_id, groups) in enumerate(environments.items(), start=1):
+            axes = figure.add_subplot(len(environments), 1, number, ylabel="episode_return_avg")
+            for label, group in groups.items():
+                steps, averages, lower, upper = curve(group)
+                color, marker = styles[label]
+                plot_curve(axes, steps, averages, lower, upper, label, color, marker)
+            solved_from = groups[next(iter(groups))][0].trial.solved_from
+            plot_threshold(axes, solved_from)
+            solved = "" if solved_from is None else f", solved at {solved_from:g}"
+            axes.set_title(f"{env_id}{solved}", fontsize="medium")
+            label_steps(axes)
+        figure.suptitle(title, fontsize="medium")
+        handles = [
+            Line2D([], [], color=color, marker=marker, label=wrapped[label])
+            for label, (color, marker) in styles.items()
+        ]
+        figure.legend(handles=handles, loc="outside lower center", frameon=False)
+        write_file(path, figure.savefig)
+    log(f"Drew {path}")
 
 
-def draw_search(
-    path: Path, searched: dict[str, Range | list], proposals: Sequence[Proposal]
-) -> None:
-    """Draw each searched hyperparameter against the result; each point is one of the proposals.
+def curve(runs: Sequence[Run]) -> tuple[Any, Any, Any, Any]:
+    """The steps of a curve, its averages, and its band's lower and upper edges."""
+    tables = [evaluations_of(run).set_index("step") for run in runs]
+    first = tables[0]
+    if len(tables) == 1:
+        averages, lower, upper = (first[name] for name in EVALUATION[1:4])
+        return first.index, averages, lower, upper
+    averages = pd.concat([table["episode_return_avg"] for table in tables], axis=1)
+    averages = averages.sort_index().ffill()  # a run that ended early keeps its last one
+    lower, upper = np.quantile(averages, [0.25, 0.75], axis=1)
+    return averages.index, interquartile_mean(averages, axis=1), lower, upper
 
-    Args:
-        searched: by the hyperparameters' names: Range or list of choices.
-    """
+
+def draw_search(path: Path, proposals: "Proposals") -> None:
+    """Draw each searched hyperparameter against the result; each point is one of the proposals."""
+    searched = proposals.search.searched
+    ended = [proposal for proposal in proposals.made if proposal.ended]
+    result = "score" if proposals.scales else "episode_return_avg"
     columns = min(len(searched), COLUMNS)
     rows = -(-len(searched) // columns)
-    figure = Figure(figsize=(4 * columns, 3.5 * rows + 0.5), layout="constrained")
-    for number, (name, values) in enumerate(searched.items(), start=1):
-        axes = figure.add_subplot(rows, columns, number, xlabel=name, ylabel="episode_return_avg")
-        positions = draw_ticks(axes, values)
-        for stopped, marker, label in ((False, "o", "finished"), (True, "x", STOPPED)):
-            shown = [proposal for proposal in proposals if proposal.stopped == stopped]
-            tried = [proposal.values[name] for proposal in shown]
-            last = [proposal.last for proposal in shown]
-            where = [positions.get(value, value) for value in tried]
-            axes.scatter(where, last, marker=marker, label=f"{label} ({len(shown)})")
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    write_file(path, partial(figure.savefig, dpi=150))
+    with default_style():
+        figure = new_figure(TRIED_WIDTH * columns, TRIED_HEIGHT * rows + 2 * LINE_HEIGHT, DPI)
+        figure.set_layout_engine("constrained")
+        for number, (name, values) in enumerate(searched.items(), start=1):
+            axes = figure.add_subplot(rows, columns, number, xlabel=name, ylabel=result)
+            positions = draw_ticks(axes, values)
+            for stopped, marker, label in ((False, "o", "finished"), (True, "x", STOPPED)):
+                shown = [proposal for proposal in ended if proposal.stopped == stopped]
+                tried = [proposal.values[name] for proposal in shown]
+                where = [positions.get(as_text(value), value) for value in tried]
+                scores = [proposals.last_score(proposal) for proposal in shown]
+                axes.scatter(where, scores, marker=marker, label=f"{label} ({len(shown)})")
+            axes.grid(alpha=0.3)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        write_file(path, figure.savefig)
+    log(f"Drew {path}")
 
 
-def draw_ticks(axes: Axes, values: Range | list) -> dict[str, int]:
+def draw_ticks(axes: "Axes", values: Range | list) -> dict[str, int]:
     """Prepare the x axis for a hyperparameter; return where its choices are, in their order."""
     if not isinstance(values, Range):
         choices = [as_text(value) for value in values]
@@ -79,6 +134,8 @@ def draw_ticks(axes: Axes, values: Range | list) -> dict[str, int]:
             axes.tick_params("x", rotation=90)
         return {choice: position for position, choice in enumerate(choices)}
     if values.logarithmic:
+        from matplotlib.ticker import NullFormatter
+
         axes.set_xscale("log")
         ticks = np.geomspace(values.low, values.high, 3)  # Matplotlib's own would overlap
         axes.set_xticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])

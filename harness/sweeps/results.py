@@ -1,7 +1,8 @@
-"""What the trials of a sweep came to: a row for each, and the statistics of each configuration."""
+"""The results of runs: a row for each, and the statistics of each configuration."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,60 +11,81 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, bootstrap, trim_mean
 
-from harness.flags import as_text
-from harness.log_folder import EVALUATIONS_FILE
+from harness.settings import as_text
 from harness.sweeps.grid import Trial
-from harness.sweeps.progress import STOPPED, is_finished
+from harness.sweeps.runs import is_finished, read_evaluations
 
 # The mean of the middle half (Agarwal et al. 2021, "… at the Edge of the … Precipice").
 interquartile_mean = partial(trim_mean, proportiontocut=0.25)
 Samples = Any  # what NumPy makes an array of
-JUDGED = ("finished", STOPPED)
-EVALUATION = ["step", "episode_return_avg", "seconds"]
+
+FINISHED, FAILED, STOPPED, UNFINISHED = "finished", "failed", "stopped early", "unfinished"
+EVALUATION = ["step", "episode_return_avg", "lower_quartile", "upper_quartile", "seconds"]
 
 
-def evaluations_table(log_folder: Path) -> pd.DataFrame:
-    """A run's evaluations so far, a DataFrame of step, episode_return_avg and seconds."""
-    path = log_folder / EVALUATIONS_FILE
-    if not path.exists():
-        return pd.DataFrame(columns=EVALUATION, dtype=float)
-    return pd.read_csv(path, usecols=EVALUATION)
+@dataclass(frozen=True)
+class Run:
+    """A trial, and where its run is.
 
-
-def make_row(folder: Path, trial: Trial, status: str | None = None) -> dict:
-    """A trial's row of results.csv, a dict; a run is judged by its last evaluation.
-
-    `status` is that of a trial which isn't finished; by default it is unfinished.
+    Attributes:
+        label: what names its configuration in tables and pictures.
+        status: if it isn't finished.
     """
-    log_folder = folder / trial.log_folder
-    evaluations = evaluations_table(log_folder)
+
+    trial: Trial
+    log_folder: Path
+    label: str
+    status: str = UNFINISHED
+
+
+def runs_of(folder: Path, trials: Sequence[Trial], statuses: dict[str, str]) -> list[Run]:
+    """The runs of a sweep's trials; `statuses` has those that aren't finished, by their names."""
+    return [
+        Run(t, folder / t.log_folder, t.configuration, statuses.get(t.name, UNFINISHED))
+        for t in trials
+    ]
+
+
+def evaluations_of(run: Run) -> pd.DataFrame:
+    """A run's evaluations so far, a DataFrame of the columns EVALUATION."""
+    return pd.DataFrame(read_evaluations(run.log_folder), columns=EVALUATION, dtype=float)
+
+
+def make_row(run: Run, judged: Collection[str] = (FINISHED, STOPPED)) -> dict[str, Any]:
+    """A run's row of results.csv; it is judged by its last evaluation if its status is `judged`."""
+    trial, evaluations = run.trial, evaluations_of(run)
     averages = evaluations["episode_return_avg"]
     last = evaluations.iloc[-1] if len(evaluations) else pd.Series(math.nan, EVALUATION)
-    finished = is_finished(log_folder)
-    status = "finished" if finished else status or "unfinished"
+    status = FINISHED if is_finished(run.log_folder) else run.status
+    solved, first_solved = None, math.nan
+    if trial.solved_from is not None:
+        at_end = status in judged and status != STOPPED
+        solved = at_end and bool(last["episode_return_avg"] >= trial.solved_from)
+        first_solved = evaluations["step"][averages >= trial.solved_from].min()
     return {
-        "configuration": trial.configuration,
-        **{name: as_text(value) for name, value in (trial.flags | trial.others).items()},
+        "configuration": run.label,
+        **{name: as_text(value) for name, value in {**trial.flags, **trial.others}.items()},
         "seed": trial.seed,
         "status": status,
         "step": last["step"],
-        "episode_return_avg": last["episode_return_avg"] if status in JUDGED else math.nan,
+        "episode_return_avg": last["episode_return_avg"] if status in judged else math.nan,
         "best": averages.max(),
-        "solved": bool(finished and last["episode_return_avg"] >= trial.solved_from),
-        "first_solved_step": evaluations["step"][averages >= trial.solved_from].min(),
+        "solved": solved,
+        "first_solved_step": first_solved,
         "seconds": last["seconds"],
-        "folder": log_folder.name,
+        "folder": run.log_folder.name,
     }
 
 
-def interval(statistic: Callable, *samples: Samples, level: float = 0.95) -> Samples:
-    """The bootstrap's interval of a statistic of samples along axis 0, NaN if it has none."""
+def interval(statistic: Callable, *samples: Samples, level: float = 0.95) -> tuple[float, float]:
+    """The bootstrap's interval of a statistic of samples, NaN if it has none."""
     arrays = [np.asarray(sample, float) for sample in samples]
     if any(len(array) < 2 or np.isnan(array).any() for array in arrays):
-        return np.full((2, *arrays[0].shape[1:]), math.nan)
+        return math.nan, math.nan
     options = {"method": "percentile", "rng": np.random.default_rng(0), "confidence_level": level}
     # In batches, which take less memory.
-    return bootstrap(arrays, statistic, batch=500, **options).confidence_interval
+    found = bootstrap(arrays, statistic, batch=500, **options).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def gain(finals: Samples, others: Samples, axis: int = 0) -> Samples:
@@ -74,59 +96,50 @@ def gain(finals: Samples, others: Samples, axis: int = 0) -> Samples:
     return interquartile_mean(finals, axis=axis) - interquartile_mean(others, axis=axis)
 
 
-def summarise(rows: pd.DataFrame) -> dict:
-    """The statistics of a configuration, a dict, from the rows of its finished and failed trials.
+def statistics(judged: pd.DataFrame, failed: int = 0) -> dict[str, Any]:
+    """The statistics of a configuration, from the rows of its runs that are judged.
 
-    A failed one counts as not solved, and nowhere else.
+    Failed ones count as not solved, and nowhere else. Where nobody knows what solves the
+    environment, nothing is said of it.
     """
-    finished = rows[rows["status"] == "finished"]
-    finals = finished["episode_return_avg"]
-    solved = binomtest(finished["solved"].sum(), len(rows))
-    solved_low, solved_high = solved.proportion_ci(method="exact")  # Clopper and Pearson 1934
+    finals = judged["episode_return_avg"]
     low, high = interval(interquartile_mean, finals)
+    solved = {"solved": math.nan, "solved_low": math.nan, "solved_high": math.nan}
+    first_solved = math.nan
+    if judged["solved"].notna().all():
+        share = binomtest(int(judged["solved"].sum()), len(judged) + failed)
+        exact = share.proportion_ci(method="exact")  # Clopper and Pearson 1934
+        solved = {"solved": share.statistic, "solved_low": exact.low, "solved_high": exact.high}
+        first_solved = judged["first_solved_step"].fillna(math.inf).median()
     return {
-        "runs": len(finished),
-        "failed": len(rows) - len(finished),
-        "solved": solved.statistic,
-        "solved_low": solved_low,
-        "solved_high": solved_high,
+        "runs": len(judged),
+        "failed": failed,
+        **solved,
         "interquartile_mean": interquartile_mean(finals) if len(finals) else math.nan,
         "interval_low": low,
         "interval_high": high,
         "mean": finals.mean(skipna=False),
         "standard_deviation": finals.std(skipna=False),
-        "median_first_solved_step": finished["first_solved_step"].fillna(math.inf).median(),
-        "seconds": finished["seconds"].mean(),
+        "best": judged["best"].max(),
+        "median_first_solved_step": first_solved,
+        "seconds": judged["seconds"].mean(),
     }
 
 
-def make_tables(
-    folder: Path,
-    trials: Sequence[Trial],
-    statuses: dict[str, str],
-    seeds: Collection[int] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The DataFrames of results.csv, summary.csv and evaluations.csv.
+def summarise(
+    results: pd.DataFrame, settings: Sequence[str], judged_statuses: Collection[str] = (FINISHED,)
+) -> pd.DataFrame:
+    """The DataFrame of summary.csv: a row for each configuration that has ended runs.
 
     Args:
-        statuses: dict of a trial's name: its status if it isn't finished.
-        seeds: of the trials that the summary compares; by default all.
+        results: rows of `make_row`.
+        settings: columns that all runs of a configuration have in common.
     """
-    rows = [make_row(folder, trial, statuses.get(trial.name)) for trial in trials]
-    settings = dict.fromkeys(name for trial in trials for name in trial.flags | trial.others)
-    results = pd.DataFrame(rows)
-    results = results[list(dict.fromkeys(["configuration", *settings, *results]))]
-    compared = results["status"].isin(["finished", "failed"])
-    if seeds is not None:
-        compared &= results["seed"].isin(seeds)
-    summary = pd.DataFrame(
-        {**group.iloc[0][["configuration", *settings]], **summarise(group)}
-        for _, group in results[compared].groupby("configuration", sort=False)
-    )
-    evaluations = pd.concat(
-        evaluations_table(folder / trial.log_folder).assign(
-            configuration=trial.configuration, seed=trial.seed
-        )
-        for trial in trials
-    )
-    return results, summary, evaluations[["configuration", "seed", "step", "episode_return_avg"]]
+    rows = []
+    for _, group in results.groupby("configuration", sort=False):
+        judged = group[group["status"].isin(judged_statuses)]
+        failed = (group["status"] == FAILED).sum()
+        if len(judged) or failed:
+            common = group.iloc[0][["configuration", *settings]]
+            rows.append({**common, **statistics(judged, int(failed))})
+    return pd.DataFrame(rows)

@@ -1,55 +1,92 @@
-"""What a sweep shows at its end: a table and a picture of the results, and their CSV files."""
+"""The tables of a sweep, as texts for the screen."""
 
+import itertools
+import math
 import shlex
-from collections.abc import Collection, Sequence
-from functools import partial
-from itertools import chain
-from pathlib import Path
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
 
 from harness.sweeps.grid import Trial, shared_words, words_of
-from harness.sweeps.live_table import number, plain_console, plain_table
-from harness.sweeps.pictures import draw_curves
-from harness.sweeps.results import make_tables
-from harness.terminal import log
-from harness.whole_files import attempt, write_file
 
 NARROWEST = 80  # columns of a terminal
 
 
-def shared_text(trials: Sequence[Trial]) -> str:
-    """The flags that all trials have, as one text."""
-    shared = shared_words(trial.flags for trial in trials)
-    return shlex.join(chain(*(pair for pair in words_of(trials[0].flags) if pair in shared)))
-
-
-def summary_table(summary: pd.DataFrame) -> str:
-    """A DataFrame of summary.csv as a text of two or more lines for each configuration."""
-    table = plain_table(
-        "configuration",
-        "solved\n[95 %]",
-        "interquartile\nmean [95 %]",
-        "mean\n± sd",
-        "first\nsolved",
-        "seconds",
-        leading=1,
+def plain_console() -> Console:
+    """A console that prints texts as they are, and none but them where no terminal shows them."""
+    # Not rich's own guess: FORCE_COLOR makes it take a file for a terminal.
+    shown = sys.stdout.isatty()
+    return Console(
+        markup=False, emoji=False, highlight=False, force_terminal=shown, force_jupyter=False
     )
-    row: Any  # a named tuple
+
+
+def plain_table(*columns: str, leading: int = 0) -> Table:
+    """An empty table whose narrow columns fold texts, and cut none."""
+    return Table(
+        *(Column(heading, overflow="fold") for heading in columns),
+        leading=leading,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def number(value: float, form: str = ".1f") -> str:
+    """A number as a table shows it."""
+    if math.isnan(value):
+        return "–"
+    return "never" if math.isinf(value) else format(value, form)
+
+
+def between(low: float, high: float, unit: str = "", form: str = ".1f") -> str:
+    """An interval as a second line of a cell; nothing if there is none."""
+    return "" if math.isnan(low) else f"\n[{low:{form}}, {high:{form}}]{unit}"
+
+
+def solved(row: Any) -> str:
+    """How many runs of a configuration solve the environment."""
+    judged = row.runs + row.failed
+    failed = f"\n{row.failed} failed" if row.failed else ""
+    if math.isnan(row.solved):
+        return f"–{failed}"
+    interval = ""
+    if judged > 1:
+        interval = between(100 * row.solved_low, 100 * row.solved_high, " %", ".0f")
+    return f"{round(row.solved * judged)} of {judged}{interval}{failed}"
+
+
+def mean(row: Any) -> str:
+    """The mean of a configuration's last evaluations, with their standard deviation."""
+    deviation = row.standard_deviation
+    return number(row.mean) + ("" if math.isnan(deviation) else f"\n± {deviation:.1f}")
+
+
+COLUMNS: dict[str, Callable[[Any], str]] = {
+    "configuration": lambda row: row.configuration.replace(" --", "\n--"),
+    "solved\n[95 %]": solved,
+    "interquartile\nmean [95 %]": lambda row: (
+        number(row.interquartile_mean) + between(row.interval_low, row.interval_high)
+    ),
+    "mean\n± sd": mean,
+    "best": lambda row: number(row.best),
+    "first\nsolved": lambda row: number(row.median_first_solved_step, ".0f"),
+    "seconds": lambda row: number(row.seconds),
+}
+
+
+def summary_table(summary: pd.DataFrame, without: str = "best") -> str:
+    """A DataFrame of summary.csv as a text, with all COLUMNS but one."""
+    columns = {heading: text for heading, text in COLUMNS.items() if heading != without}
+    table = plain_table(*columns, leading=1)
     for row in summary.itertuples():
-        judged = row.runs + row.failed
-        low, high = 100 * row.solved_low, 100 * row.solved_high
-        solved = f"{round(row.solved * judged)} of {judged}\n[{low:.0f}, {high:.0f}] %"
-        table.add_row(
-            row.configuration.replace(" --", "\n--"),
-            solved + (f"\n{row.failed} failed" if row.failed else ""),
-            f"{number(row.interquartile_mean)}\n"
-            f"[{number(row.interval_low)}, {number(row.interval_high)}]",
-            f"{number(row.mean)}\n± {number(row.standard_deviation)}",
-            number(row.median_first_solved_step, ".0f"),
-            number(row.seconds),
-        )
+        table.add_row(*(text(row) for text in columns.values()))
     console = plain_console()
     console.width = max(NARROWEST, console.width)
     with console.capture() as shown:
@@ -57,31 +94,8 @@ def summary_table(summary: pd.DataFrame) -> str:
     return "\n".join(map(str.rstrip, shown.get().splitlines()))
 
 
-def show_results(
-    folder: Path,
-    trials: Sequence[Trial],
-    statuses: dict[str, str],
-    seeds: Collection[int] | None = None,
-) -> pd.DataFrame:
-    """Save the results; show those of the finished runs; return the table of results.csv.
-
-    The arguments are those of `make_tables`.
-    """
-    results, summary, evaluations = make_tables(folder, trials, statuses, seeds)
-    for name, table in (("results", results), ("summary", summary), ("evaluations", evaluations)):
-        if len(table):
-            # %.10g: no 3.1500000000000004
-            write = partial(table.to_csv, index=False, float_format="%.10g")
-            attempt(write_file, folder / f"{name}.csv", write)
-    finished = results[results["status"] == "finished"]
-    curves = evaluations.merge(finished[["configuration", "seed"]])
-    if seeds is not None:
-        curves = curves[curves["seed"].isin(seeds)]
-    if len(curves):
-        shared = shared_text(trials)
-        attempt(draw_curves, folder / "learning_curves.png", curves, shared)
-        if shared:
-            log(f"All runs have {shared}")
-        log(summary_table(summary[summary["runs"] > 0]))
-        log(f"results.csv, summary.csv, evaluations.csv and learning_curves.png are in {folder}")
-    return results
+def shared_text(trials: Sequence[Trial]) -> str:
+    """The flags that all trials have, as one text."""
+    shared = shared_words(trial.flags for trial in trials)
+    pairs = [pair for pair in words_of(trials[0].flags) if pair in shared]
+    return shlex.join(itertools.chain(*pairs))

@@ -9,48 +9,54 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import ray
 
-from harness import PROJECT
 from harness.backend import keras
-from harness.log_folder import STATE_FILE
+from harness.log_folder import EVALUATIONS_FILE, STATE_FILE
 from harness.sweeps.cluster import on_node, read_files, write_files
 from harness.sweeps.grid import Trial
-from harness.sweeps.progress import is_finished, read_evaluations
+from harness.sweeps.runs import is_finished, last_step
 from harness.whole_files import unseal
 
 
-def train_trial(
-    main: Callable[..., int],
-    trial: Trial,
-    home: Path,
-    home_node: str,
-    pause: float,
-    on_evaluation: Callable[[int, float], None],
-) -> bool:
-    """Train a trial, or go on with it where it stopped; return whether it is finished.
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep is at home.
+
+    Attributes:
+        here: the folder that its user stands in: there, relative paths mean what they say.
+        folder: of the sweep, absolute or relative to `here`.
+        node: id of the cluster's node whose disk has them.
+    """
+
+    here: Path
+    folder: Path
+    node: str
+
+
+def train_trial(main: Callable[..., int], trial: Trial, place: Place, pause: float) -> bool:
+    """Train a trial, or resume it where it stopped; return whether it is finished.
 
     Args:
         main: run.py's `main`.
-        home: folder of the sweep, on the node of the cluster whose id is `home_node`.
         pause: the trial saves its state and ends at its first evaluation from this step on.
-        on_evaluation: called with the step and episode_return_avg of each evaluation.
 
     Raises:
         RuntimeError: if the run fails.
     """
-    with at_home(trial, home, home_node) as folder:
+    with at_home(trial, place) as (folder, send_evaluations):
         log_folder = folder / trial.log_folder
         # Its node may have been lost when it was done.
-        if is_finished(log_folder) or max(read_evaluations(log_folder), default=0) >= pause:
+        if is_finished(log_folder) or last_step(log_folder) >= pause:
             return is_finished(log_folder)
         stop = SimpleNamespace(number=0, exit_status=0)
 
-        def after_evaluation(step: int, episode_return_avg: float) -> None:
-            on_evaluation(step, episode_return_avg)
+        def after_evaluation(step: int, _: float) -> None:
+            send_evaluations()
             if step >= pause:
                 stop.number = signal.SIGTERM
 
@@ -68,18 +74,35 @@ def train_trial(
 
 
 @contextlib.contextmanager
-def at_home(trial: Trial, home: Path, home_node: str) -> Iterator[Path]:
-    """The folder to train in: the sweep's; on another node a copy, whose files are sent home."""
-    if ray.get_runtime_context().get_node_id() == home_node:
-        yield home
+def at_home(trial: Trial, place: Place) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Stand where the sweep's user stands.
+
+    On another node than theirs, a copy of the trial's files is made, which are sent home at the
+    end, and the same folder is stood in if it is there, too.
+
+    Yields:
+        the folder of the sweep, or of its copy; and what to call after an evaluation.
+    """
+    if ray.get_runtime_context().get_node_id() == place.node:
+        os.chdir(place.here)  # Ray may have replaced the folder that its worker comes from
+        yield place.folder, lambda: None
         return
+    home = place.here / place.folder
     with tempfile.TemporaryDirectory(prefix="sweep-") as temporary:
         folder = Path(temporary)
-        write_files(folder, on_node(home_node, read_files, home, trial.name))
+        write_files(folder, on_node(place.node, read_files, home, trial.name))
+
+        def send_evaluations() -> None:  # the table of the running trials reads them
+            path = Path(trial.log_folder) / EVALUATIONS_FILE
+            if (folder / path).exists():
+                on_node(place.node, write_files, home, {path: (folder / path).read_bytes()})
+
+        os.chdir(place.here if place.here.is_dir() else folder)
         try:
-            yield folder
+            yield folder, send_evaluations
         finally:
-            on_node(home_node, write_files, home, read_files(folder, trial.name))
+            os.chdir(tempfile.gettempdir())
+            on_node(place.node, write_files, home, read_files(folder, trial.name))
 
 
 def run_program(
@@ -89,24 +112,19 @@ def run_program(
     stop: SimpleNamespace,
     after_evaluation: Callable[[int, float], None],
 ) -> int:
-    """Do what run.py would do in `folder` for the trial; return the exit status."""
-    resumed = can_be_resumed(folder / trial.log_folder)
+    """Do what run.py would do for the trial, with its log folder in `folder`; return its status."""
+    log_folder = folder / trial.log_folder
+    resumed = can_be_resumed(log_folder)
     if resumed:
-        arguments = ["--resume", trial.log_folder]
+        arguments = ["--resume", str(log_folder)]
         if "env" in trial.flags:  # an environment of the user's own needs to be allowed again
             arguments += ["--env", trial.flags["env"]]
     else:
-        shutil.rmtree(folder / trial.log_folder, ignore_errors=True)
+        shutil.rmtree(log_folder, ignore_errors=True)
         arguments = ["--name", trial.name, "--seed", str(trial.seed), *trial.arguments]
-    with (
-        inside(folder),
-        output_to(folder / f"{trial.name}.txt", "a" if resumed else "w"),
-        command_line([str(PROJECT / "run.py"), *arguments]),
-    ):
+    with output_to(folder / f"{trial.name}.txt", "a" if resumed else "w"):
         try:
-            return main(arguments, stop, after_evaluation)
-        except SystemExit as refused:  # by argparse
-            return int(refused.code or 0)
+            return main(arguments, stop, after_evaluation, folder)
         except Exception:  # of any kind: the user's environment has failed, say
             traceback.print_exc()
             return 1
@@ -118,18 +136,6 @@ def can_be_resumed(log_folder: Path) -> bool:
         return unseal((log_folder / STATE_FILE).read_bytes()) is not None
     except (OSError, ValueError):
         return False
-
-
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in a folder. Ray may have replaced the one that its worker comes from."""
-    former = os.open(".", os.O_RDONLY)
-    try:
-        os.chdir(folder)
-        yield
-    finally:
-        os.fchdir(former)
-        os.close(former)
 
 
 @contextlib.contextmanager
@@ -146,16 +152,6 @@ def output_to(path: Path, mode: str) -> Iterator[None]:
             for number, screen in screens.items():
                 os.dup2(screen, number)
                 os.close(screen)
-
-
-@contextlib.contextmanager
-def command_line(words: list[str]) -> Iterator[None]:
-    """Let the process believe that it was started with these words: config.json tells them."""
-    former, sys.argv = sys.argv, words
-    try:
-        yield
-    finally:
-        sys.argv = former
 
 
 def release_memory() -> None:
