@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pty
+import random
 import re
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from forked import train_forked
 
 import run
 from harness.backend import start_tensorflow, tf
-from harness.log_folder import create_log_folder
 from harness.settings import training_settings
 from harness.snapshot_reader import read_snapshot
 from harness.snapshots import check_fit_for, load_snapshot, read_content
@@ -28,7 +28,7 @@ with contextlib.redirect_stderr(io.StringIO()):  # gym's notice would come after
     import gym
 
 ROOT = Path(__file__).parent.parent
-GOING_ON = SimpleNamespace(number=0)  # stands in for a StopSignal
+GOING_ON = SimpleNamespace(number=0, exit_status=0)  # stands in for a StopSignal
 SHORT = ["--max-steps=2500", "--eval-every=1000", "--eval-steps=400", "--log-every=400", "--seed=1"]
 SCALARS = {
     *("episode_return", "episode_steps", "episode_seconds", "steps_per_second"),
@@ -98,7 +98,16 @@ gym.register("Endless-v0", entry_point=Endless)
 
 def weights_in(path):
     """The weights in a snapshot that we trust, without the process that reads others."""
-    return read_snapshot(read_content(path)).weights
+    return [*itertools.chain(*read_snapshot(read_content(path)).arrays.values())]
+
+
+def random_weights(sizes=(2, 8, 8, 3)):
+    """A kernel and a bias for each of the layers between these sizes."""
+    rng = np.random.default_rng(0)
+    weights = []
+    for size, next_size in itertools.pairwise(sizes):
+        weights += [rng.normal(size=(size, next_size)), rng.normal(size=next_size)]
+    return [array.astype(np.float32) for array in weights]
 
 
 def config_of_2018(weights):
@@ -154,11 +163,39 @@ def snapshot_of_2018(weights, change=None):
     return content.getvalue()
 
 
+def equal(weights, others):
+    return len(weights) == len(others) and all(map(np.array_equal, weights, others))
+
+
+def damaged(data, count, seed):
+    """Copies of `data`, half of them cut short, half with one bit flipped; the ends among them."""
+    rng = random.Random(seed)
+    for length in [0, 1, len(data) - 1, *rng.sample(range(len(data)), count // 2 - 3)]:
+        yield data[:length]
+    for place in [0, len(data) - 1, *rng.sample(range(len(data)), count // 2 - 2)]:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.randrange(8)
+        yield bytes(flipped)
+
+
 def load_weights(path, env):
     """The weights in a snapshot that anyone may have written, checked to fit `env`."""
-    weights = load_snapshot(path).weights
-    check_fit_for(env, weights, path)
-    return weights
+    snapshot = load_snapshot(path)
+    check_fit_for(env, snapshot)
+    return snapshot.weights
+
+
+def relu_network(weights):
+    """The Q function of Dense layers with ReLU between them, written without the program's own."""
+
+    def q_function(observations):
+        layer = observations
+        *hidden, (kernel, bias) = zip(weights[0::2], weights[1::2], strict=True)
+        for hidden_kernel, hidden_bias in hidden:
+            layer = np.maximum(layer @ hidden_kernel + hidden_bias, 0)
+        return layer @ kernel + bias
+
+    return q_function
 
 
 @pytest.fixture(scope="session")
@@ -174,9 +211,9 @@ def train(tensorflow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def train(**given):
-        settings = training_settings(given, run.ALL_FLAGS, run.PRESETS)
-        folder = create_log_folder(settings.name)
-        return folder, run.train(settings, folder, GOING_ON)
+        settings = training_settings(run.Settings, given, run.PRESETS)
+        ended = run.train(settings, GOING_ON)
+        return ended.folder, ended
 
     return train
 
@@ -229,10 +266,7 @@ def refused(here, capsys):
     def refused(*words, main=run.main):
         before = files()
         capsys.readouterr()
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
+        status = main([str(word) for word in words])
         out, err = capsys.readouterr()
         assert (status, out) == (2, "")
         assert re.fullmatch(r"(run|see)\.py: error: [^\n]+\n", err), err

@@ -15,20 +15,26 @@ from pathlib import Path
 from unittest import mock
 
 FEW = (
-    "--seed 1 --max-steps 400 --train-start 60 --target-update-every 40 --snapshot-every 23 "
+    "--seed 1 --max-steps 400 --train-start 60 --target-update-every 40 --snapshot-every 97 "
     "--eval-every 50 --eval-steps 100 --buffer-size 150 --batch-size 16 --log-every 50 "
-    "--q-validation-size 40 --hidden 8,8 --epsilon 0.3"
+    "--q-validation-size 40 --hidden 8,8 --epsilon 0.3 --set max_episode_steps=37"
 )
 EVERYTHING = f"{FEW} --n-step 3 --max-repeat 40 --initial-epsilon 0.9 --epsilon-decay-steps 300"
 EVERYTHING += " --ema-momentum 0.9"
 
-CHECKED_STEPS = (
-    3  # of a new environment, before its training: one for each of MountainCar's actions
-)
+# In MountainCar, each episode lasts as long as it may: no untrained policy reaches the flag.
+EPISODE = 37
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(
-    ["keras", "h5py", "gym.envs.classic_control.mountain_car", "tensorboard.plugins.hparams.api"]
+    [
+        "keras",
+        "h5py",
+        "gym.envs.classic_control.mountain_car",
+        "tensorboard.plugins.hparams.api",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ]
 )
 ENVIRONMENT = {
     "KERAS_BACKEND": "tensorflow",
@@ -42,16 +48,18 @@ ENVIRONMENT = {
 class Training(FORKING.Process):
     """`python run.py COMMAND` in the folder `cwd`, forked; started at once."""
 
-    def __init__(self, cwd, command, *accidents, output=None):
+    def __init__(self, cwd, command, *accidents, output=None, draws=False):
         """Start it.
 
         Args:
             accidents: tuples `(function, number, action, …)`: at the call of that number, call
                 the action, with the further items as arguments.
             output: path that standard output and error go to.
+            draws: whether pictures are drawn, which takes longer than all the rest.
         """
         super().__init__(daemon=True)
         self.cwd, self.words, self.accidents = cwd, command.split(), accidents
+        self.draws = draws
         self.path = Path(output or cwd / f"output-{time.monotonic_ns()}")
         with mock.patch.dict(os.environ, ENVIRONMENT):  # of the process that forks, if it is new
             self.start()
@@ -70,6 +78,7 @@ class Training(FORKING.Process):
     def run(self):
         """In the forked process: run run.py, and leave."""
         import run
+        from harness import training_run
 
         output = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
@@ -79,6 +88,8 @@ class Training(FORKING.Process):
         os.chdir(self.cwd)
         sys.argv = ["run.py", *self.words]
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        if not self.draws:
+            training_run.TrainingRun._draw = lambda run: None
         for accident in self.accidents:
             cause(*accident)
         sys.exit(run.main(self.words))
@@ -104,7 +115,10 @@ def limit(size):
 
 
 def cause(function, number, action, *arguments):
-    """Let `action` happen right before the call of `function` of that number."""
+    """Let `action` happen right before the call of `function` of that number.
+
+    Steps count from the training's beginning, not those of the check before it.
+    """
     from tensorflow.python.eager import execute
 
     import run
@@ -118,15 +132,26 @@ def cause(function, number, action, *arguments):
         "fsync": whole_files.os,
         "replace": whole_files.os,
     }.get(function, run)
-    original, calls = getattr(owner, function), 0
+
+    def watch():
+        original, calls = getattr(owner, function), 0
+
+        def wrapper(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                action(*arguments)
+            return original(*args, **kwargs)
+
+        setattr(owner, function, wrapper)
+
+    start = run.start_tensorflow
+
+    def begin(*args):
+        start(*args)
+        watch()
+
     if function == "step":
-        number += CHECKED_STEPS
-
-    def wrapper(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            action(*arguments)
-        return original(*args, **kwargs)
-
-    setattr(owner, function, wrapper)
+        run.start_tensorflow = begin
+    else:
+        watch()

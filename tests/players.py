@@ -1,12 +1,22 @@
 """Plays a policy as the programs do, in the process of the test."""
 
-from argparse import Namespace
+from types import SimpleNamespace
 
 from conftest import GOING_ON
 
-from harness.flags import FLAGS, Use
-from harness.settings import defaults
-from harness.viewer import watching
+from harness.watching import watching
+
+STANDARD = {
+    "env": "MountainCar-v0",
+    "set": {},
+    "seed": 1,
+    "episodes": 1,
+    "gif": None,
+    "images": False,
+    "force": False,
+    "eval": False,
+    "csv": None,
+}
 
 
 def along_the_velocity(observation):
@@ -14,13 +24,21 @@ def along_the_velocity(observation):
     return 2 if observation[1] >= 0 else 0
 
 
-def play(policy=along_the_velocity, **given):
+def play(policy=along_the_velocity, stop=GOING_ON, **given):
     """Play `policy`, a function of an observation, with settings as `watching` takes them."""
-    standard = defaults(FLAGS, Use.PLAY) | {"episodes": 1, "seed": 1}
-    settings = Namespace(**standard | given)
-    with watching(settings, GOING_ON) as env:
-        for _ in range(settings.episodes):
-            observation, _ = env.reset()
-            terminated = truncated = False
-            while not (terminated or truncated):
-                observation, _, terminated, truncated, _ = env.step(policy(observation))
+    settings = SimpleNamespace(**STANDARD | given)
+    with watching(settings, stop) as (env, watcher):
+        for episode in range(settings.episodes):
+            play_episode(env, policy, watcher, settings.seed + episode)
+
+
+def play_episode(env, policy, listener, seed):
+    """Play an episode as `evaluate` does, and tell a listener of it."""
+    observation, _ = env.reset(seed=seed)
+    listener.reset()
+    ended = False
+    while not ended:
+        action = policy(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        ended = terminated or truncated
+        listener.step(action, reward, ended)

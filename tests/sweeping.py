@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import subprocess
 import sys
 import time
@@ -72,15 +71,22 @@ def workers(process):
     return found
 
 
+HEADER = (
+    "step,training_episode,evaluation_episodes,episode_return_avg,lower_quartile,upper_quartile,"
+    "avg_max_q_value,seconds"
+)
+
+
 def leave(folder, trial, *averages, finished=True):
     """Leave in the sweep's folder what a run does, that has an evaluation every 100 steps."""
     log_folder = folder / trial.log_folder
-    log_folder.mkdir()
-    rows = [f"{100 * i},{i},{average},-56.0,{2.0 * i}" for i, average in enumerate(averages, 1)]
-    header = "step,episode,episode_return_avg,avg_max_q_value,seconds"
-    (log_folder / "evaluations.csv").write_text("\n".join([header, *rows]) + "\n")
-    step = 100 * len(averages)
-    config = {"max_steps": step + (not finished), "until": None}
-    (log_folder / "config.json").write_text(json.dumps(config))
+    log_folder.mkdir(exist_ok=True)
+    rows = [
+        f"{100 * i},{i},10,{average},{average - 5},{average + 5},-56.0,{2.0 * i}"
+        for i, average in enumerate(averages, 1)
+    ]
+    (log_folder / "evaluations.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    (log_folder / "result.json").unlink(missing_ok=True)
     if finished:
-        (log_folder / f"{trial.name}-{step}.h5").touch()
+        (log_folder / "result.json").write_text('{"status": "finished"}')
+    return log_folder

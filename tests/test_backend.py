@@ -62,23 +62,14 @@ def pictures_in(folder):
     ]
 
 
-def test_keras_and_matplotlibs_own_files_change_no_bit(tmp_path, usual):
+def test_a_users_own_files_and_variables_change_no_bit(tmp_path, usual):
     files = {
         ".keras/keras.json": json.dumps({**KERAS, "floatx": "float16"}),
+        "keras/keras.json": json.dumps({**KERAS, "floatx": "float64"}),
         ".config/matplotlib/matplotlibrc": MATPLOTLIB,
         "here/matplotlibrc": "axes.facecolor: black\n",
     }
-    folder = run_with(tmp_path, files, KERAS_HOME=None)
-    assert_same(folder, usual)
-
-
-def test_variables_change_no_bit(tmp_path, usual):
-    files = {"keras/keras.json": json.dumps({**KERAS, "floatx": "float64"})}
     folder = run_with(tmp_path, files, KERAS_HOME=str(tmp_path / "keras"), **VARIABLES)
-    assert_same(folder, usual)
-
-
-def assert_same(folder, usual):
     for name in ("run-best.h5", "run-300.h5"):
         pairs = zip(weights_in(folder / name), weights_in(usual / name), strict=True)
         assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)

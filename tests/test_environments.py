@@ -1,5 +1,6 @@
 """Environments of all kinds: trained, or refused in one line; their numbers changed by --set."""
 
+import contextlib
 import csv
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import gym
@@ -18,7 +20,13 @@ from players import play
 
 import run
 import see
-from harness.environments import check_environment, make_environment, observation_bounds
+from harness.environments import (
+    check_environment,
+    check_same_size,
+    make_environment,
+    observation_centres_and_scales,
+    parse_value,
+)
 from harness.errors import EnvironmentCrash, EnvironmentFault, UsageError
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
@@ -90,7 +98,7 @@ def test_a_longer_path_is_trained_watched_and_drawn(here, capsys, flags):
     assert "episode_return_avg -9.000" in capsys.readouterr().out
     assert run.main([*show, "--gif", "x.gif"]) == 0
     assert run.main([*show, "--images"]) == 0
-    assert len(list(here.glob("1_*.png"))) == 10
+    assert len(list(here.glob("frames/1_*.png"))) == 10
 
 
 @pytest.mark.parametrize("env", ["paths:Path-v0", "fields:Numbered-v0"])
@@ -115,7 +123,7 @@ def test_until_is_not_reached_where_one_of_the_fresh_episodes_does_not_end(here,
     few = "--until -1 --max-steps 300 --train-start 100 --eval-every 300 --eval-steps 1 --seed 1"
     assert run.main([*few.split(), "--env", "fields:Sticking-v0", "--name", "x"]) == 0
     shown = capsys.readouterr().out
-    assert "fresh episode 3 of 100 doesn't end: --until not reached\n" in shown
+    assert "fresh episode 4 of 100 doesn't end: --until not reached\n" in shown
     assert "--until reached" not in shown
 
 
@@ -158,7 +166,7 @@ def test_until_is_not_reached_where_one_of_the_fresh_episodes_does_not_end(here,
         ("NoReward", "its reward is None; expected a number"),
         ("InfoForTruncated", "its truncated is {}; expected True or False"),
         ("Infinite", "its observation is [inf, inf] in step 0 of an episode; expected finite n"),
-        ("Picture", "its observation has 10,800 numbers; at most 10,000 are flattened, since de"),
+        ("Picture", "its observation has 10,800 numbers; at most 10,000 are supported, since de"),
         ("Sentence", "its observation has a Text space, which can't be made a list of numbers"),
         ("Steering", "its action space is Box(-1.0, 1.0, (1,), float32); expected a Discrete one"),
         ("Spaceless", "its observation_space is None; expected a space of gym or gymnasium"),
@@ -186,16 +194,17 @@ def test_a_fault_is_named_in_one_line(refused, kind, reason):
         ("LunarLander-v3", "pip install box2d"),
     ],
 )
-def test_an_environment_that_nobody_knows_is_refused(refused, env, reason):
+def test_an_environment_that_nobody_knows_is_refused(refused, monkeypatch, env, reason):
+    monkeypatch.setitem(sys.modules, "Box2D", None)  # as if it weren't installed
     error = refused("--env", env)
     assert f"--env {env}: " in error
     assert reason.lower() in error.lower()
 
 
 def test_what_a_module_registers_is_meant_whatever_else_has_its_name():
-    env = make_environment("fields:CartPole-v1")
+    env = make_environment("fields:Acrobot-v1")
     assert (env.package, env.n_actions) == ("gymnasium", 4)
-    assert make_environment("CartPole-v1").n_actions == 2
+    assert make_environment("Acrobot-v1").n_actions == 3
 
 
 def test_a_module_that_another_one_hides_is_named(here, refused):
@@ -210,7 +219,8 @@ def test_a_module_that_another_one_hides_is_named(here, refused):
 
 def test_without_gymnasium_its_environments_are_refused_with_the_cure(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    assert "; if it is gymnasium's, pip install gymnasium\n" in refused("--env", "CliffWalking-v1")
+    error = refused("--env", "CliffWalking-v1")
+    assert error.endswith("; if it is gymnasium's, that isn't installed: pip install gymnasium\n")
 
 
 # Faults that show later, and the environment's own exceptions
@@ -457,12 +467,13 @@ def test_a_crash_is_a_fault_with_its_cause():
     assert repr(error.value.__cause__) == "KeyError(3)"
 
 
-def test_bounds_are_float32_whatever_the_space_is():
+def test_scales_are_float32_whatever_the_space_is():
     for kind, bounds in [("Field", [3, 3]), ("Bytes", [255, 255]), ("Numbered", [1] * 16)]:
-        found = observation_bounds(make_environment(f"fields:{kind}-v0"))
-        assert found.dtype == np.float32
-        assert found.tolist() == bounds
-    assert observation_bounds(make_environment("CartPole-v1"))[1] == 1  # has no real bound
+        _, scales, bounded = observation_centres_and_scales(make_environment(f"fields:{kind}-v0"))
+        assert scales.dtype == np.float32 and bounded.all()
+        assert scales.tolist() == bounds
+    _, scales, bounded = observation_centres_and_scales(make_environment("CartPole-v1"))
+    assert scales[1] == 1 and not bounded[1]
 
 
 def test_acrobot_finds_the_name_that_numpy_2_has_dropped():
@@ -520,7 +531,7 @@ def test_a_time_limit_is_a_whole_number_of_steps(refused, limit):
 
 
 def test_set_refuses_a_mountain_that_cannot_be_drawn(here):
-    with pytest.raises(UsageError, match="--set: MountainCar-v0 doesn't work with these numbers"):
+    with pytest.raises(UsageError, match="--set: MountainCar-v0 doesn't work with these values"):
         play(gif="x.gif", set={"max_position": -1.2})
 
 
@@ -538,7 +549,7 @@ def test_set_reaches_the_constructors_arguments():
     env = make_environment("paths:Derived-v0", {"end": 9, "wide": 1})
     assert (env.unwrapped.length, env.unwrapped.places, env.observation_size) == (9, 10, 2)
     with pytest.raises(
-        UsageError, match="--set: paths:Derived-v0 doesn't work with these numbers: "
+        UsageError, match="--set: paths:Derived-v0 doesn't work with these values: "
     ):
         make_environment("paths:Derived-v0", {"end": 0})
     with pytest.raises(UsageError, match="--set places: it follows from length"):
@@ -572,3 +583,359 @@ def test_see_takes_several_numbers_after_one_set(here, capsys):
     words = "--env paths:Path-v0 --seed 1 --images --set length=2 max_episode_steps=1"
     assert see.main(words.split()) == 0
     assert "Saved 2 frames in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["FastGoal", "FastGoalGiven", "MadeInside"])
+@pytest.mark.parametrize("changes", [{"gravity": 0.003}, {"gravity": 0.003, "max_speed": 0.1}])
+def test_what_an_entry_point_gave_stays_where_other_numbers_change(kind, changes):
+    env = make_environment(f"habits:{kind}-v0", changes)
+    inner = env.unwrapped
+    assert (inner.gravity, inner.goal_velocity) == (0.003, 0.06)
+    assert env.observation_space.high[1] == np.float32(changes.get("max_speed", 0.07))
+    assert not hasattr(type(inner), "gravity")
+
+
+def test_set_goes_before_what_a_wrapper_sets_and_leaves_the_rest():
+    inner = make_environment("habits:Weaker-v0", {"gravity": 0.003}).unwrapped
+    assert (inner.gravity, inner.force) == (0.003, 0.0005)
+    inner = make_environment("habits:Weaker-v0", {"max_speed": 0.1}).unwrapped
+    assert (inner.gravity, inner.force, inner.max_speed) == (0.005, 0.0005, 0.1)
+
+
+def test_arguments_of_an_entry_point_are_given_to_it():
+    given = {"goal_velocity": 0.04, "slow": True, "gravity": 0.003}
+    inner = make_environment("habits:FastGoalGiven-v0", given).unwrapped
+    assert (inner.goal_velocity, inner.gravity) == (0.02, 0.003)
+
+
+def test_an_environment_that_is_changed_can_be_changed_later_by_its_own_code():
+    one, other = (make_environment("MountainCar-v0", set) for set in ({"force": 0.002}, {}))
+    one.unwrapped.force = 0.004
+    assert (one.unwrapped.force, other.unwrapped.force) == (0.004, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [
+        ({"size": 7}, (7, "small", None, False)),
+        ({"size": 7, "name": "8x8"}, (7, "8x8", None, False)),
+        ({"size": "large", "name": 8, "sticky": True}, ("large", "8", None, True)),
+        ({"size": 7, "sticky": "true", "fast": 1}, (7, "small", True, True)),
+        ({"size": True, "sticky": 0, "fast": "False"}, (True, "small", False, False)),
+    ],
+)
+def test_set_gives_texts_truth_values_and_required_arguments(changes, given):
+    assert make_environment("habits:Optional-v0", changes).unwrapped.given == given
+
+
+def test_set_gives_arguments_that_a_class_hands_on():
+    env = make_environment("habits:Inheriting-v0", {"name": "large", "colour": "blue"})
+    assert (env.unwrapped.given[1], env.unwrapped.colour) == ("large", "blue")
+    env = make_environment("FrozenLake-v1", {"map_name": "8x8", "is_slippery": False})
+    assert env.observation_size == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "--env habits:Optional-v0: its constructor needs size: add --set size=VALUE"),
+        ({"size": 7, "sticky": 2}, "--set sticky: expected True or False, not 2"),
+        ({"size": 7, "lengths": 3}, "--set lengths: it is a tuple, which --set can't give"),
+        ({"size": 7, "nme": "x"}, "no such number, only fast, max_episode_steps, name, size, st"),
+        ({"size": 7, "max_episode_steps": "x"}, "expected a whole number from 1 on, not x"),
+        ({"size": 7, "max_episode_steps": True}, "expected a whole number from 1 on, not True"),
+    ],
+)
+def test_set_refuses_what_an_argument_can_not_be(changes, reason):
+    with pytest.raises(UsageError, match=re.escape(reason)) as error:
+        make_environment("habits:Optional-v0", changes)
+    assert "\n" not in str(error.value)
+
+
+def test_set_refuses_texts_for_numbers_and_numbers_that_a_reset_decides():
+    with pytest.raises(UsageError, match="--set gravity: expected a number, not strong"):
+        make_environment("MountainCar-v0", {"gravity": "strong"})
+    with pytest.raises(UsageError, match="--set wind: the environment's reset makes it 3 again"):
+        make_environment("habits:Drifting-v0", {"wind": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("8x8", "8x8"), ("", ""), ("nan", "nan"), ("-inf", "-inf"), ("1e999", "1e999")),
+        *(("True", True), ("False", False), ("true", "true")),
+        *(("8", 8), ("-3", -3), ("2.0", 2), ("0.25", 0.25), ("1e-3", 0.001)),
+        ("12345678901234567891", 12345678901234567891),
+    ],
+)
+def test_a_value_is_a_number_a_truth_value_or_a_text(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+def test_one_environment_exists_at_a_time():
+    for changes in ({}, {"pace": 2}, {"weight": 3}, {"max_episode_steps": 5}):
+        with contextlib.closing(make_environment("habits:Single-v0", changes)) as env:
+            assert check_environment(env) == []
+    for faulty in ({"weight": "x"}, {"nothing": 1}):
+        with pytest.raises(UsageError):
+            make_environment("habits:Single-v0", faulty)
+    make_environment("habits:Single-v0").close()
+
+
+# What is allowed but hardly meant
+
+
+def warnings_of(kind):
+    with contextlib.closing(make_environment(f"habits:{kind}-v0")) as env:
+        lines = check_environment(env)
+    assert all(line.startswith(f"--env habits:{kind}-v0: ") for line in lines)
+    assert not any("\n" in line for line in lines)
+    return [line.partition("-v0: ")[2] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrapper"),
+    [
+        ("Normalised", "NormalizeObservation"),
+        ("NormalisedRewards", "NormalizeReward"),
+        ("NormalisedOfGym", "NormalizeObservation"),
+        ("NormalisedRewardsOfGym", "NormalizeReward"),
+    ],
+)
+def test_a_running_normalisation_is_named_wherever_it_is(kind, wrapper):
+    (line,) = warnings_of(kind)
+    assert line.startswith(f"its {wrapper} normalises by what it has seen so far, in training and ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [
+        ("Far", "its observation goes from 1700000000 to 1700000001 (number 0), the same as floa"),
+        ("FarWhole", "its observation goes from 1700000000 to 1700000001 (number 0), the same as"),
+        ("FarUnbounded", "its observation goes from 1700000000 to 1700000001 (number 0), the sam"),
+        ("FarPart", "its observation['clock'] goes from 1700000000 to 1700000001 (number 0), the"),
+        ("FarPair", "its observation[1] goes from 1700000000 to 1700000001 (number 0), the same "),
+        ("NarrowBounds", "its observation has bounds, 1700000000 to 1700000010 (number 0), that "),
+        ("Outside", "its observation is 7 for number 0, outside of its space's bounds, -1 to 1: "),
+        ("OutsideLater", "its observation is 2 for number 0, outside of its space's bounds, -1 t"),
+        ("OutsidePart", "its observation['place'] is 7 for number 0, outside of its space's boun"),
+    ],
+)
+def test_numbers_that_mislead_are_named(kind, start):
+    (line,) = warnings_of(kind)
+    assert line.startswith(start)
+
+
+@pytest.mark.parametrize("kind", ["Line", "NotSoFar", "Physical", "Rounded", "FixedStatistics"])
+def test_nothing_is_said_of_numbers_that_do_not_mislead(kind):
+    assert warnings_of(kind) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_said_of_a_field(kind):
+    assert check_environment(make_environment(f"fields:{kind}-v0")) == []
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["MountainCar-v0", "CartPole-v1", "Acrobot-v1", "gymnasium:CartPole-v1", "FrozenLake-v1"],
+)
+def test_nothing_is_said_of_the_packages_own(env_id):
+    assert check_environment(make_environment(env_id)) == []
+
+
+def test_a_slow_environment_is_checked_with_each_action_once(monkeypatch):
+    env = make_environment("fields:Field-v0")
+    actions = []
+
+    def step(action):
+        actions.append(action)
+        time.sleep(0.02)
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    env._env_step = step
+    check_environment(env)
+    assert actions == [0, 1, 2, 3]
+
+
+# Episodes, actions, NumPy
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        ("AutoReset", 3),
+        ("AutoResetInside", 3),
+        ("AutoResetOfGymnasium", 10),
+        ("Resetting", 10),
+    ],
+)
+def test_an_episodes_last_observation_is_its_own(kind, last):
+    env = make_environment(f"habits:{kind}-v0")
+    for _ in range(2):
+        assert env.reset(seed=1)[0] == [0]
+        ended, seen = False, []
+        while not ended:
+            observation, _, terminated, truncated, _ = env.step(1)
+            ended = terminated or truncated
+            seen.append(observation[0])
+        assert seen == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("env_id", ["habits:NeedsItem-v0", "habits:AutoReset-v0"])
+def test_actions_are_numpys_whole_numbers_as_a_space_samples_them(env_id):
+    env = make_environment(env_id)
+    assert check_environment(env) == []
+    env.reset(seed=1)
+    actions = []
+    env._env_step = actions.append
+    with pytest.raises(EnvironmentFault):
+        env.step(1)
+    assert (actions, type(actions[0])) == ([1], np.int64)
+    assert type(gymnasium.spaces.Discrete(2).sample()) is np.int64
+
+
+@pytest.mark.parametrize("kind", ["StrictLater", "StrictPart"])
+def test_numpy_made_strict_by_an_environment_breaks_nothing(kind):
+    before = np.geterr()
+    env = make_environment(f"habits:{kind}-v0")
+    assert check_environment(env) == []
+    env.reset(seed=1)
+    assert np.geterr() == before
+    assert env.step(1)[0] == [0]
+
+
+def test_numpy_made_strict_by_a_module_breaks_nothing(here, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    code = "import habits, gymnasium, numpy\nnumpy.seterr(all='raise')\n"
+    code += "gymnasium.register('Strict-v0', habits.Far)\n"
+    (here / "strict_module.py").write_text(code)
+    before = np.geterr()
+    make_environment("strict_module:Strict-v0")
+    assert np.geterr() == before
+
+
+@pytest.mark.parametrize(
+    ("env_id", "centre", "scale", "known"),
+    [
+        ("MountainCar-v0", [0, 0], [1.2, 0.07], [True, True]),
+        ("CartPole-v1", [0] * 4, [4.8, 1, 0.41887903, 1], [True, False, True, False]),
+        ("habits:NotSoFar-v0", [10_000_005], [5], [True]),
+        ("habits:Far-v0", [1_700_000_000], [5], [True]),
+        ("habits:FarUnbounded-v0", [0], [1], [False]),
+        ("habits:Line-v0", [0], [10], [True]),
+        ("fields:Numbered-v0", [0] * 16, [1] * 16, [True] * 16),
+    ],
+)
+def test_centres_and_scales_are_those_of_the_bounds(env_id, centre, scale, known):
+    env = make_environment(env_id)
+    found = observation_centres_and_scales(env)
+    assert [array.shape for array in found] == [(env.observation_size,)] * 3
+    assert [array.dtype for array in found] == [np.float32, np.float32, bool]
+    assert found[0] == pytest.approx(np.float32(centre))
+    assert found[1] == pytest.approx(np.float32(scale))
+    assert found[2].tolist() == known
+
+
+def test_two_of_the_same_environment_have_the_same_sizes():
+    one, other = (make_environment(f"fields:{kind}-v0") for kind in ("Field", "Longer"))
+    check_same_size(one, other)
+    with pytest.raises(EnvironmentFault, match=r"have 2 numbers when it is made, and 16 when it"):
+        check_same_size(one, make_environment("fields:Board-v0"))
+
+
+# Where environments come from
+
+
+def test_a_packages_name_before_the_colon_decides(here):
+    for package in ("gym", "gymnasium"):
+        assert make_environment(f"{package}:CartPole-v1").package == package
+    code = "import gymnasium\ngymnasium.register('MountainCar-v0', 'fields:Field')\n"
+    (here / "overriding.py").write_text(code)
+    assert make_environment("gym:MountainCar-v0").n_actions == 3
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ("gym:CliffWalking-v1", "gym doesn't know it: "),
+        ("gymnasium:Nope-v1", "gymnasium doesn't know it: "),
+        ("corridor", "neither gym nor gymnasium knows it; did you mean --env corridor:Hall-v0?\n"),
+        ("Corridor.py", "neither gym nor gymnasium knows it; did you mean --env corridor:Hall-v0?"),
+        ("other", "neither gym nor gymnasium knows it; did you mean --env corridor:Other-v3?\n"),
+        ("Other-v3", "neither gym nor gymnasium knows it; did you mean --env corridor:Other-v3?\n"),
+        ("run:Hall-v0", "this program has a module 'run' of its own; the one in "),
+        ("replay_buffer:Hall-v0", "this program has a module 'replay_buffer' of its own; the on"),
+    ],
+)
+def test_an_id_that_nobody_knows_is_told_what_may_be_meant(here, refused, env, reason):
+    code = "import gym\ngym.register('Hall-v0', None)\ngym.register(id=\"Other-v3\")\n"
+    for name in ("corridor", "run", "replay_buffer"):
+        (here / f"{name}.py").write_text(code if name == "corridor" else "")
+    error = refused("--env", env, "--name", "x")
+    assert error.startswith(f"run.py: error: --env {env}: {reason}")
+    assert "corridor" not in sys.modules
+
+
+def test_without_gymnasium_its_name_before_the_colon_is_refused(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    assert refused("--env", "gymnasium:CartPole-v1") == (
+        "run.py: error: --env gymnasium:CartPole-v1: gymnasium isn't installed: pip install "
+        "gymnasium\n"
+    )
+
+
+def test_a_module_of_ones_own_may_import_others_that_have_names_of_ours(here):
+    for name in ("loggers", "run", "replay_buffer", "see", "harness/errors", "tests/helpers"):
+        path = here / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"MINE = {name!r}\n")
+    (here / "harness/__init__.py").write_text("")
+    code = "import loggers, run, replay_buffer, see\nfrom harness import errors\n"
+    code += "from tests import helpers\nimport habits, gymnasium\n"
+    code += "class Own(habits.Line):\n    def __init__(self, render_mode=None):\n"
+    code += (
+        "        from loggers import MINE\n        import see\n        assert MINE and see.MINE\n"
+    )
+    code += "        assert errors.MINE and helpers.MINE and run.MINE and replay_buffer.MINE\n"
+    code += "gymnasium.register('Own-v0', Own, max_episode_steps=20)\n"
+    (here / "own_module.py").write_text(code)
+    result = run_command(
+        *("run.py", *LEARN, "--env", "own_module:Own-v0", "--max-steps", "300"),
+        env={**os.environ, "PYTHONPATH": str(ENVIRONMENTS)},
+        cwd=here,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (here / "x-log/x-300.h5").exists()
+
+
+@pytest.mark.parametrize("removed", [True, False])
+@pytest.mark.parametrize("group", ["gym.envs", "gymnasium.envs"])
+def test_neither_a_removed_folder_nor_a_broken_plugin_is_in_the_way(here, removed, group):
+    for name, value in [("broken", "broken_plugin:register"), ("root", "json"), ("bad", "os:abc")]:
+        folder = here / f"packages/{name}-1.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (folder / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+    (here / "packages/broken_plugin.py").write_text("raise ImportError('no GPU')\n")
+    code = "import os, sys\n"
+    if removed:
+        code += "os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
+    code += "from harness.environments import *\nfrom harness.errors import UsageError\n"
+    code += "env = make_environment('MountainCar-v0')\ncheck_environment(env)\nenv.close()\n"
+    code += "assert make_environment('habits:Line-v0').reset()[0] == [0]\n"
+    code += "try:\n    make_environment('broken/Thing-v0')\n"
+    code += "except UsageError as error:\n    print(error)\n"
+    path = os.pathsep.join(map(str, [here / "packages", ENVIRONMENTS.parent.parent, ENVIRONMENTS]))
+    result = run_command("-c", code, env={**os.environ, "PYTHONPATH": path}, cwd=here)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1
+    if group == "gym.envs":
+        assert "plug-in broken can't be imported: ImportError: no GPU" in result.stdout
+
+
+def test_a_flat_observation_of_many_numbers_is_refused(refused):
+    assert refused("--env", "habits:Wide-v0").startswith(
+        "run.py: error: --env habits:Wide-v0: its observation has 10,001 numbers; at most 10,000 "
+    )

@@ -125,6 +125,7 @@ TABLE = "step,episode,episode_return_avg,avg_max_q_value\n"
 )
 def test_a_folder_without_a_best_snapshot_says_why_and_names_another(here, evaluations, says):
     folder = make_run("car-log", "state.npz", "car-50000.h5", ".car-9.partial.h5")
+    make_older(folder / "car-20000.h5")
     if evaluations is not None:
         (folder / "evaluations.csv").write_text(evaluations)
     assert error_of(snapshot_of, folder) == (
@@ -133,10 +134,22 @@ def test_a_folder_without_a_best_snapshot_says_why_and_names_another(here, evalu
     )
 
 
+def make_older(path):
+    path.touch()
+    os.utime(path, (1, 1))
+
+
+def test_a_run_that_was_not_evaluated_is_played_from_its_only_snapshot(here):
+    folder = make_run("car-log", "state.npz", "car-50000.h5", ".car-9.partial.h5")
+    assert find_snapshot("car") == folder / "car-50000.h5"
+
+
 def test_a_folder_without_any_snapshot_says_what_it_is(here):
     started = make_run("car-log", "config.json")
     assert "holds no snapshot yet" in error_of(snapshot_of, started)
-    assert "go on with --resume car-log" in error_of(snapshot_of, started)
+    assert error_of(snapshot_of, started).endswith("training there, start it again")
+    (started / "state.npz").touch()
+    assert error_of(snapshot_of, started).endswith("continue it with --resume car-log")
     other = make_run("photos", "1.png")
     assert "photos isn't a log folder" in error_of(snapshot_of, other)
 

@@ -1,7 +1,11 @@
+import shutil
+import subprocess
+import sys
 from collections import deque
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +76,17 @@ def test_samples_are_copies_of_stored_rows(steps, size, batch_size):
     assert not (buffer.rows == -99).any()
 
 
+def test_a_cut_ends_all_sums_at_its_observation():
+    buffer = ReplayBuffer(10, 1, GAMMA, n_step=3)
+    for step, reward in enumerate((1.0, 2.0)):
+        buffer.add(np.full(1, step), 0, reward, np.full(1, step + 0.5), False, False)
+    buffer.cut(np.full(1, 7.0))
+    buffer.cut(np.full(1, 8.0))  # nothing is left
+    assert contents(buffer) == [(0, 0, 2.0, 7.0, 0.25), (1, 0, 2.0, 7.0, 0.5)]
+    buffer.add(np.full(1, 2), 1, 4.0, np.full(1, 2.5), True, False)
+    assert contents(buffer)[2:] == [(2, 1, 4.0, 2.5, 0.0)]
+
+
 def test_samples_are_uniform_over_the_whole_ring():
     buffer = ReplayBuffer(50, 1, GAMMA, rng=np.random.default_rng(3))
     fill(buffer, [(0.0, "")] * 120)
@@ -99,7 +114,7 @@ def test_sampling_an_empty_buffer_says_what_to_do():
 
 def test_a_restored_buffer_goes_on_as_the_first_would():
     first = ReplayBuffer(7, 2, GAMMA, n_step=3, rng=np.random.default_rng(1))
-    fill(first, [(1.0, "")] * 10)
+    fill(first, [(1.0, "")] * 9 + [(1.0, "cut")])
     second = ReplayBuffer(7, 2, GAMMA, n_step=3, rng=np.random.default_rng(1))
     second.set_state({name: array.copy() for name, array in first.get_state().items()})
     for buffer in (first, second):
@@ -107,3 +122,35 @@ def test_a_restored_buffer_goes_on_as_the_first_would():
     assert (first.rows == second.rows).all()
     assert contents(first) == contents(second)
     assert len(second) == 7
+
+
+def test_there_is_no_state_in_the_middle_of_an_episode():
+    buffer = ReplayBuffer(7, 2, GAMMA, n_step=3)
+    fill(buffer, [(1.0, "")] * 5)
+    with pytest.raises(ValueError, match="at the end of an episode only"):
+        buffer.get_state()
+
+
+@pytest.mark.parametrize("change", [{"size": 6}, {"observation_size": 3}])
+def test_the_state_of_another_buffer_is_refused(change):
+    buffer = ReplayBuffer(7, 2, GAMMA)
+    fill(buffer, [(1.0, "")] * 9)
+    with pytest.raises(ValueError, match="state of a replay buffer like this one"):
+        ReplayBuffer(**{"size": 7, "observation_size": 2, "gamma": GAMMA, **change}).set_state(
+            buffer.get_state()
+        )
+
+
+def test_it_works_alone_copied_into_another_project(tmp_path):
+    shutil.copy(ROOT / "replay_buffer.py", tmp_path / "copied.py")
+    lines = """
+import sys
+sys.path.insert(0, ".")
+from copied import ReplayBuffer
+buffer = ReplayBuffer(5, 1, 0.9)
+buffer.add([1.0], 0, 2.0, [3.0], False, True)
+print(buffer.sample(1).tolist())
+"""
+    command = [sys.executable, "-I", "-c", lines]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr) == ("[[1.0, 0.0, 2.0, 3.0, 0.8999999761581421]]\n", "")

@@ -9,12 +9,18 @@ import shutil
 
 import numpy as np
 import pytest
-from forked import EVERYTHING, train_forked
+from conftest import weights_in
+from endings import assert_same_end, points_in
+from forked import EPISODE, EVERYTHING, train_forked
+from tensorboard.backend.event_processing.directory_loader import DirectoryLoader
+from tensorboard.backend.event_processing.event_file_loader import TimestampedEventFileLoader
+from tensorboard.backend.event_processing.io_wrapper import IsSummaryEventsFile
 
 import run
 from harness import start
 from harness.errors import UsageError
-from harness.log_folder import STATE_FILE, locked
+from harness.log_folder import RESULT_FILE, STATE_FILE, locked
+from harness.settings import flags_of
 from harness.state import VERSION, load_state
 from harness.whole_files import seal
 
@@ -38,7 +44,7 @@ def rewrite(path, change):
 
 def test_a_finished_run_is_not_resumed(folder, refused):
     equal = "--seed", "1", "--hidden", "8,8", "--env", "MountainCar-v0", "--n-step", "3"
-    finished = "the run is finished at step 400; raise --max-steps or --until to go on"
+    finished = "the run is finished at step 400; raise --max-steps or --until to continue it"
     for flags in ((), equal):
         assert finished in refused("--resume", folder, *flags)
 
@@ -58,6 +64,34 @@ def test_until_needs_evaluations_in_a_resumed_run_too(folder, refused):
 def test_a_folder_without_state_is_refused(tmp_path, refused):
     assert "no run was saved there; start it again" in refused("--resume", tmp_path)
     assert "no such folder" in refused("--resume", tmp_path / "nothing")
+
+
+def test_a_folder_that_has_lost_its_state_names_what_to_train_on_from(folder, refused):
+    (folder / STATE_FILE).unlink()
+    says = "no state was saved there; train its policy further: --model {} --train\n"
+    assert says.format(folder) in refused("--resume", folder)
+    (folder / "whole-best.h5").unlink()
+    assert says.format(folder / "whole-97.h5") in refused("--resume", folder)
+
+
+def test_a_sweep_is_resumed_by_the_program_for_sweeps(here, refused):
+    (here / "car-sweep").mkdir()
+    (here / "car-sweep/sweep.json").write_text("{}")
+    error = refused("--resume", "car-sweep")
+    assert "--resume: car-sweep is a sweep; resume it with " in error
+    assert error.endswith("sweep.py --resume car-sweep\n")
+
+
+def test_settings_that_no_longer_exist_are_named(folder, refused):
+    unknown = {"warp": 9, "speed_of_light": 1}
+    rewrite(folder / STATE_FILE, lambda document, _: document["settings"].update(unknown))
+    error = refused("--resume", folder)
+    assert "the state has settings that this version doesn't know: speed_of_light, warp" in error
+
+
+def test_settings_edited_by_hand_are_named(folder, refused):
+    rewrite(folder / STATE_FILE, lambda document, _: document["settings"].update(gamma=7))
+    assert "--gamma: expected a number from 0 to 1, not 7" in refused("--resume", folder)
 
 
 def test_a_state_that_is_no_file_is_refused(tmp_path, refused):
@@ -100,7 +134,7 @@ def test_a_state_made_to_do_harm_is_refused(folder, refused):
         document["settings"]["env"] = "whole-log.evil:Car-v0"
 
     def pickled(document, arrays):
-        arrays["q_values"] = np.array([Harm()])
+        arrays["q_validation_observations"] = np.array([Harm()])
 
     for change in pickled, imported:
         path.write_bytes(good)
@@ -118,10 +152,17 @@ def test_a_state_made_to_do_harm_is_refused(folder, refused):
 def test_a_state_of_impossible_settings_is_refused(folder, refused):
     path = folder / STATE_FILE
     good = path.read_bytes()
-    for name in (*run.HYPERPARAMETERS, "seed", "threads", "env", "set"):
-        for value in (None, "x", -1, 10**30, math.nan, {"x": "y"}, [1.5, "x"]):
+    kept = [flag for flag in flags_of(run.Settings).values() if "config" in flag.places]
+    for flag in kept:
+        if flag.kind is str and flag.name != "env":
+            continue  # a name of any kind; a preset's is looked up nowhere
+        for value in (None, "x", -1, 10**30, math.nan, {"x": [1]}, [1.5, "x"]):
+            if value is None and flag.default is None and flag.name != "seed":
+                continue
+            if value == -1 and flag.name == "until":
+                continue
             path.write_bytes(good)
-            rewrite(path, lambda document, _: document["settings"].update({name: value}))  # noqa: B023
+            rewrite(path, lambda document, _: document["settings"].update({flag.name: value}))  # noqa: B023
             refused("--resume", folder, "--max-steps", "500")
     for part, value in itertools.product(("settings", "progress"), ([], None, "x", 1.5)):
         path.write_bytes(good)
@@ -133,18 +174,18 @@ def test_a_state_of_impossible_settings_is_refused(folder, refused):
     ("name", "change"),
     [
         ("model.0", lambda array: array[:-1]),
-        ("q_values", lambda array: array[:0]),
         ("replay_buffer.next_row", lambda array: array + 10**6),
-        ("replay_buffer.pending_rewards", lambda array: np.zeros(1000)),
+        ("replay_buffer.rows", lambda array: array[:, 1:]),
+        ("q_validation_observations", lambda array: array[:, 1:]),
+        ("rng", lambda generator: {**generator, "state": -1}),
         ("progress", lambda progress: {**progress, "step": True}),
         ("progress", lambda progress: {**progress, "evaluations": [[1, 2], "x"]}),
-        ("episode", lambda episode: {**episode, "seed": -1}),
-        ("episode", lambda episode: {**episode, "actions": ["x"]}),
+        ("progress", lambda progress: {**progress, "episode_returns": ["x"]}),
     ],
 )
 def test_a_state_that_does_not_fit_its_settings_is_refused(folder, name, change):
     def rewritten(document, arrays):
-        parts = arrays, document, document["progress"]
+        parts = arrays, document, document["progress"], document["generators"]
         (part,) = (part for part in parts if name in part)
         part[name] = change(part[name])
 
@@ -157,10 +198,32 @@ def test_a_state_that_does_not_fit_its_settings_is_refused(folder, name, change)
     )
 
 
-def test_a_run_goes_on_with_more_steps_and_other_threads(folder):
-    more = train_forked(folder.parent, "--resume whole-log --max-steps 450 --threads 0")
-    assert more.exitcode == 0, more.output
-    assert (folder / "whole-450.h5").exists()
+@pytest.mark.parametrize("episode", [EPISODE, 120], ids=["saved at its end", "saved before"])
+def test_a_finished_run_with_more_steps_becomes_a_longer_one(unbroken, tmp_path, episode):
+    """Its episodes end at step 407, or at 360 and 480, beyond the longer run's next evaluation."""
+    flags = EVERYTHING.replace("=37", f"={episode}")
+    shorter, longer = unbroken(flags), unbroken(f"{flags} --max-steps 500")
+    folder = shutil.copytree(shorter, tmp_path / "whole-log")
+    final = (folder / "whole-400.h5").read_bytes()
+    assert load_state(folder / STATE_FILE).progress.step == {EPISODE: 407, 120: 360}[episode]
+    training = train_forked(tmp_path, "--resume whole-log --max-steps 500 --threads 0")
+    assert training.exitcode == 0, training.output
+    threads = {"threads": 1}
+    rewrite(folder / STATE_FILE, lambda document, _: document["settings"].update(threads))
+    for path in shorter.glob("*.h5"):  # each snapshot says how long its run was meant to be
+        ours, theirs = folder / path.name, longer / path.name
+        if path.name != "whole-400.h5":
+            assert all(map(np.array_equal, weights_in(ours), weights_in(theirs)))
+            shutil.copy(theirs, ours)
+    assert_same_end(folder, longer)
+    assert (folder / "whole-400.h5").read_bytes() == final
+
+
+def test_a_run_that_goes_on_has_no_result_until_it_ends(folder):
+    assert json.loads((folder / RESULT_FILE).read_text())["status"] == "finished"
+    accident = "step", 20, os._exit, 9
+    train_forked(folder.parent, "--resume whole-log --max-steps 500", accident)
+    assert not (folder / RESULT_FILE).exists()
 
 
 def test_two_processes_do_not_train_in_one_folder(folder, refused):
@@ -188,24 +251,11 @@ def test_a_run_that_has_saved_nothing_yet_is_in_use_not_lost(tmp_path, refused):
         assert "another process is using" in refused("--resume", "new-log")
 
 
-def test_an_environment_that_ignores_its_seed_goes_on_with_a_new_episode(train, here, capsys):
-    few = {"max_steps": 305, "train_start": 50, "eval_every": 100, "eval_steps": 20, "n_step": 5}
-    train(name="u", env="Wayward-v0", seed=1, epsilon=0.5, **few)
-    before = load_state(here / "u-log" / STATE_FILE)
-    assert before.progress.episode.actions  # it stopped within an episode
-    capsys.readouterr()
-    assert run.main(["--resume", "u-log", "--max-steps", "400"]) == 0
-    number = before.progress.episode.number
-    line = f"Wayward-v0 ignores its seed: episode {number} can't be taken up where it was"
-    assert f"{line}; episode {number + 1} begins\n" in capsys.readouterr().out
-    assert load_state(here / "u-log" / STATE_FILE).progress.step == 400
-
-
 def test_resuming_repeats_no_table_of_layers(train, here, capsys):
-    train(name="once", env="Corridor-v0", seed=1, max_steps=30, eval_every=0)
+    train(name="once", env="Corridor-v0", seed=1, max_steps=30, train_start=9, eval_every=0)
     assert "q_network" in capsys.readouterr().out
     assert run.main(["--resume", "once-log", "--max-steps", "60"]) == 0
-    assert capsys.readouterr().out.startswith("Resumed once-log at step 30\n")
+    assert capsys.readouterr().out.startswith("Resumed once-log at step 3")
 
 
 def test_a_run_that_was_renamed_and_resumed_still_names_its_best_snapshot(train, here, capsys):
@@ -217,3 +267,66 @@ def test_a_run_that_was_renamed_and_resumed_still_names_its_best_snapshot(train,
     capsys.readouterr()
     assert run.main(["--resume", "later", "--max-steps", "401"]) == 0
     assert "run.py --model later-log/former-best.h5 --eval\n" in capsys.readouterr().out
+
+
+# TensorBoard's points
+
+
+def events_files(folder):
+    return sorted(path for path in folder.glob("events*") if not path.name.endswith("hparams"))
+
+
+def several_files_at_once(folder):
+    """The steps of an average's points, as `--reload_multifile=true` reads them."""
+    loader = DirectoryLoader(
+        str(folder),
+        TimestampedEventFileLoader,
+        path_filter=IsSummaryEventsFile,
+        active_filter=lambda timestamp: True,
+    )
+    return [
+        event.step
+        for event in loader.Load()
+        for value in event.summary.value
+        if value.tag == "episode_return_avg"
+    ]
+
+
+def test_all_points_are_shown_though_the_clock_was_set_back(folder):
+    """The events file is a day ahead, and of another host."""
+    (file,) = events_files(folder)
+    number = int(file.name.split(".")[3]) + 86400
+    later = file.rename(folder / f"events.out.tfevents.{number}.zzz.1")
+    before = points_in(folder)
+    accident = "step", 20, os._exit, 9
+    for accidents in ([accident], []):  # a resumed run that is killed, and the next one
+        training = train_forked(folder.parent, "--resume whole-log --max-steps 500", *accidents)
+    assert training.exitcode == 0
+    assert events_files(folder)[0] == later
+    assert len(events_files(folder)) == 3
+    points = points_in(folder)["episode_return_avg"]
+    assert [step for step, _ in points] == list(range(50, 501, 50))
+    assert several_files_at_once(folder) == list(range(50, 501, 50))
+    assert points[:8] == before["episode_return_avg"]
+
+
+def test_the_point_at_the_step_of_the_state_stays(train, here):
+    """An episode ended at the step that was evaluated and saved last."""
+    few = {"max_steps": 40, "train_start": 10, "eval_every": 20, "eval_steps": 1, "hidden": (4,)}
+    changes = {"set": {"max_episode_steps": 20}}
+    folder, _ = train(name="x", env="Endless-v0", seed=1, log_every=20, **few, **changes)
+    assert load_state(folder / STATE_FILE).progress.step == 40
+    assert run.main(["--resume", "x-log", "--max-steps", "80"]) == 0
+    for tag in "episode_return_avg", "episode_return", "avg_max_q_value":
+        assert [step for step, _ in points_in(folder)[tag]] == [20, 40, 60, 80]
+
+
+def test_an_environment_that_ignores_its_seed_goes_on_with_the_next_episode(train, here, capsys):
+    few = {"max_steps": 305, "train_start": 50, "eval_every": 100, "eval_steps": 20, "n_step": 5}
+    train(name="u", env="Wayward-v0", seed=1, epsilon=0.5, **few)
+    before = load_state(here / "u-log" / STATE_FILE).progress
+    assert run.main(["--resume", "u-log", "--max-steps", "400"]) == 0
+    after = load_state(here / "u-log" / STATE_FILE).progress
+    assert after.step >= 400
+    assert after.episode_steps[: before.episode] == before.episode_steps
+    assert len(after.episode_steps) == after.episode

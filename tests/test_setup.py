@@ -4,24 +4,22 @@ import ast
 import csv
 import graphlib
 import importlib
+import os
 import re
 import stat
 import sys
 
 import pytest
-from conftest import ROOT, run_command
+from conftest import ROOT
 
 import run
 from harness.environments import check_environment, make_environment
-from harness.requirements import MODULES
+from harness.program import MODULES
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [
-    "README.md",
-    "assets/README.md",
-    "harness/README.md",
-    "tests/README.md",
-    ".github/CONTRIBUTING.md",
+    *("README.md", "tests/README.md", ".github/CONTRIBUTING.md"),
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 ]
 PROGRAMS = ["run", "see", "sweep", "bench"]
 PYTHONS = ["3.11", "3.12", "3.13"]
@@ -152,7 +150,7 @@ def test_the_hooks_use_pinned_programs():
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_link_leads_to_a_file(name):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", (ROOT / name).read_text())
-    assert links
+    assert links or name in ("docs/own-environment.md", "docs/sweeps.md", "docs/exercises.md")
     for link in links:
         assert ((ROOT / name).parent / link).exists(), link
 
@@ -162,14 +160,13 @@ def flags_of(capsys):
     """The flags of each program, as its --help names them."""
     found = {}
     for program in PROGRAMS:
-        with pytest.raises(SystemExit):
-            importlib.import_module(program).main(["--help"])
+        assert importlib.import_module(program).main(["--help"]) == 0
         found[program] = set(re.findall(r"--[a-z][a-z-]*[a-z]", capsys.readouterr().out))
     return found
 
 
 def test_every_flag_of_a_document_is_one_of_its_program(flags_of):
-    ours = set.union(*flags_of.values()) | {"--help", "--logdir"}
+    ours = set.union(*flags_of.values()) | {"--help", "--logdir", "--head", "--generate"}
     for name in DOCUMENTS:
         text = re.sub(r"\s+", " ", (ROOT / name).read_text())
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text.replace("--check", "")):
@@ -185,10 +182,10 @@ def test_how_it_works_names_functions_of_run_py():
 
 
 def test_the_map_of_the_house_shows_every_module():
-    folder = ROOT / "harness"
-    links = set(re.findall(r"\]\(([\w/]+\.py)\)", (folder / "README.md").read_text()))
-    modules = {str(path.relative_to(folder)) for path in folder.glob("**/*.py")}
-    assert links == {name for name in modules if not name.endswith("__init__.py")}
+    text = (ROOT / "docs/how-it-is-built.md").read_text()
+    links = re.findall(r"\]\(\.\./harness/([\w/.]+)\)", text.partition("## What happens")[0])
+    modules = {path.name for path in (ROOT / "harness").glob("*.py")} - {"__init__.py"}
+    assert sorted(links) == sorted({*modules, "sweeps"})
 
 
 def test_every_row_of_what_can_go_wrong_names_a_test_that_exists():
@@ -199,30 +196,54 @@ def test_every_row_of_what_can_go_wrong_names_a_test_that_exists():
     assert names and set(names) <= set(defined), set(names) - set(defined)
 
 
-def test_the_readmes_own_environment_is_learned(here):
-    (code,) = blocks(README, "python")
-    (command,) = re.findall(r"^python run\.py (--env hallway:.*)$", README, re.MULTILINE)
+def own_environment():
+    """The code of the documents' own environment, and the commands that follow it."""
+    text = (ROOT / "docs/own-environment.md").read_text()
+    (code,) = blocks(text, "python")
+    commands = re.findall(r"^python run\.py (.*)$", text, re.MULTILINE)
+    return code, commands
+
+
+def test_the_documents_own_environment_is_examined_learned_and_drawn(tensorflow, here):
+    code, (examine, learn, draw) = own_environment()
     (here / "hallway.py").write_text(code)
-    result = run_command("run.py", *command.split(), "--seed", "1", "--name", "x", cwd=here)
-    assert (result.returncode, result.stderr) == (0, "")
-    with open(here / "x-log/evaluations.csv", newline="") as file:
+    for words in examine, f"{learn} --seed 1", draw:
+        assert run.main(words.split()) == 0
+    with open(here / "out-log/evaluations.csv", newline="") as file:
         assert float(list(csv.DictReader(file))[-1]["episode_return_avg"]) == -10
+    assert (here / "out.gif").exists()
 
 
-def test_the_readmes_own_environment_may_be_gymnasiums(here):
-    (code,) = blocks(README, "python")
+def test_the_documents_own_environment_may_be_gymnasiums(here):
+    code, _ = own_environment()
     line = "import gym  # or: import gymnasium as gym\n"
     assert line in code
     code = code.replace(line, "import gymnasium as gym\n").replace("Hallway-v0", "Passage-v0")
     (here / "hallway_of_gymnasium.py").write_text(code)
     env = make_environment("hallway_of_gymnasium:Passage-v0")
-    check_environment(env)
+    assert check_environment(env) == []
     assert env.package == "gymnasium"
 
 
-def test_the_lines_for_plain_keras_reach_the_flag():
-    (code,) = blocks((ROOT / "assets/README.md").read_text(), "python")
-    assert run_command("-c", code, cwd=ROOT).stdout == "reached the flag\n"
+def run_lines(document):
+    """Run a document's Python as a script."""
+    (code,) = blocks((ROOT / document).read_text(), "python")
+    exec(compile(code, document, "exec"), {"__name__": "__main__"})
+
+
+def test_the_lines_for_python_run_as_they_stand(tensorflow, here, capsys):
+    run_lines("docs/from-python.md")
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert {"study-log finished", "True", "0.99 0", "0.998 0"} <= set(lines)
+    assert {"study-log", "study.gif", "gamma-0.99-log", "gamma-0.998-log"} <= set(os.listdir(here))
+
+
+def test_the_lines_for_plain_keras_reach_the_flag(tensorflow, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run_lines("docs/evidence.md")
+    assert capsys.readouterr().out == "reached the flag\n"
 
 
 def test_the_included_policy_solves_the_mountain(capsys):

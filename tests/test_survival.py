@@ -1,97 +1,51 @@
 """Kills, signals, full disks and closed terminals: what a run survives, and how it goes on."""
 
+import errno
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import stat
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import start_command, terminal, weights_in
-from forked import EVERYTHING, FEW, Training, kill_soon, limit, train_forked
+from endings import assert_events_whole, assert_same_end, assert_whole, partial_files
+from forked import EPISODE, EVERYTHING, FEW, Training, kill_soon, limit, train_forked
 
-from harness import backend, snapshots
+import run
+from harness import snapshots
 from harness.errors import UsageError
-from harness.log_folder import STATE_FILE
+from harness.log_folder import RESULT_FILE, STATE_FILE
 from harness.state import load_state
 from harness.terminal import log
-from harness.whole_files import unseal, write_text
+from harness.whole_files import write_text
 
 kill = signal.raise_signal
-
-
-def state_of(folder):
-    """A run's whole state, the times that it took left out."""
-    state = load_state(folder / STATE_FILE)
-    progress = asdict(state.progress) | {"seconds": None, "command": None}
-    progress["episode"]["seconds"] = None
-    progress["evaluations"] = [results[:-1] for results in progress["evaluations"]]
-    names = "observation", "q_values", "q_validation_observations"
-    arrays = state.arrays | {name: progress.pop(name) for name in names}
-    return state.settings | {"name": None}, progress, state.generators, arrays
-
-
-def assert_same_end(folder, expected):
-    """Both runs ended with the same files, bit for bit, and the same state."""
-    name = folder.name.removesuffix("-log")
-    for path in expected.glob("[!.]*.h5"):
-        ours = folder / path.name.replace("whole", name)
-        assert ours.read_bytes() == path.read_bytes(), ours
-    seconds = re.compile(r",[^,]+$", re.MULTILINE)
-    tables = {seconds.sub("", (run / "evaluations.csv").read_text()) for run in (folder, expected)}
-    assert len(tables) == 1
-    *ours, our_arrays = state_of(folder)
-    *theirs, their_arrays = state_of(expected)
-    assert ours == theirs
-    assert our_arrays.keys() == their_arrays.keys()
-    for key, array in our_arrays.items():
-        assert np.array_equal(array, their_arrays[key], equal_nan=True), key
-
-
-def assert_whole(folder):
-    """Every file with a final name is whole."""
-    for path in folder.glob("[!.]*.h5"):
-        assert unseal(path.read_bytes())
-        weights_in(path)
-    if (folder / "config.json").exists():
-        json.loads((folder / "config.json").read_text())
-    if (folder / "evaluations.csv").exists():
-        assert re.fullmatch(
-            r"step,.*\n(\d+,\d+,\d+(,[^,\n]+){3}\n)+", (folder / "evaluations.csv").read_text()
-        )
-    if (folder / STATE_FILE).exists():
-        load_state(folder / STATE_FILE)
-
-
-def assert_events_whole(folder):
-    for _ in backend.tf.data.TFRecordDataset([str(path) for path in folder.glob("events*")]):
-        pass  # raises DataLossError
-
-
-def partial_files(folder):
-    return list(folder.glob(".*.partial.*"))
 
 
 # Kills ---------------------------------------------------------------------------------------
 
 
+KILLS = 7
+
+
 def a_kill(rng):
     """SIGKILL at a random moment: after a step, while a file is written, or at any time."""
     if rng.random() < 0.3:
-        return "step", rng.randint(1, 150), kill, signal.SIGKILL
+        return "step", rng.randint(1, 600), kill, signal.SIGKILL
     if rng.random() < 0.7:
-        return rng.choice(["seal", "fsync", "replace"]), rng.randint(1, 8), kill, signal.SIGKILL
-    return "step", rng.randint(1, 70), kill_soon, signal.SIGKILL, rng.uniform(0, 0.4)
+        return rng.choice(["seal", "fsync", "replace"]), rng.randint(1, 9), kill, signal.SIGKILL
+    return "step", rng.randint(1, 300), kill_soon, signal.SIGKILL, rng.uniform(0, 0.1)
 
 
 @pytest.mark.parametrize(("flags", "seed"), [(EVERYTHING, 1), (f"{FEW} --env CartPole-v1", 2)])
-def test_a_run_killed_11_times_ends_like_an_unbroken_one(unbroken, tmp_path, flags, seed):
+def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(unbroken, tmp_path, flags, seed):
     rng = random.Random(seed)
     folder = tmp_path / "killed-log"
     killed = writing = 0
@@ -99,7 +53,8 @@ def test_a_run_killed_11_times_ends_like_an_unbroken_one(unbroken, tmp_path, fla
         if not (folder / STATE_FILE).exists():
             shutil.rmtree(folder, ignore_errors=True)
         command = "--resume killed-log" if folder.exists() else f"--name killed {flags}"
-        training = train_forked(tmp_path, command, *[a_kill(rng)] * (killed < 11))
+        kills = [a_kill(rng)] * (killed < KILLS)
+        training = train_forked(tmp_path, command, *kills, draws=seed == 2)
         assert_whole(folder)
         if training.exitcode == -signal.SIGKILL:
             killed += 1
@@ -107,7 +62,7 @@ def test_a_run_killed_11_times_ends_like_an_unbroken_one(unbroken, tmp_path, fla
             continue
         if "the run is finished" not in training.output:  # killed after its last state
             assert training.exitcode == 0, training.output
-        if killed == 11:
+        if killed == KILLS:
             break
         shutil.rmtree(folder)  # it outran its killer
     assert_same_end(folder, unbroken(flags))
@@ -115,20 +70,26 @@ def test_a_run_killed_11_times_ends_like_an_unbroken_one(unbroken, tmp_path, fla
     assert writing >= 1
 
 
-def test_a_run_killed_before_its_first_state_is_refused_in_one_line(tmp_path, refused):
+def test_a_run_killed_in_its_first_episode_is_started_again(tmp_path, refused):
     training = train_forked(tmp_path, f"--name early {FEW}", ("step", 5, kill, signal.SIGKILL))
     assert training.exitcode == -signal.SIGKILL
     error = refused("--resume", "early-log")
     assert error.endswith("no run was saved there; start it again\n")
 
 
+def test_a_run_killed_in_its_second_episode_goes_on_from_its_first(tmp_path):
+    accident = "step", EPISODE + 2, kill, signal.SIGKILL
+    flags = FEW.replace("--snapshot-every 97", "--snapshot-every 0")
+    train_forked(tmp_path, f"--name early {flags}", accident)
+    assert load_state(tmp_path / "early-log" / STATE_FILE).progress.step == EPISODE
+
+
 # Ctrl-C and SIGTERM --------------------------------------------------------------------------
 
 MOMENTS = [  # what happens, exit status, step at which the run stops; None: not told here
     (("start_tensorflow", 1, kill, signal.SIGINT), 130, 0),
-    (("step", 10, kill, signal.SIGTERM), 143, 10),
-    (("step", 10 + 40 + 30, kill, signal.SIGINT), 130, 50),  # in the first evaluation
-    (("step", 50 + 50 + 99, kill, signal.SIGTERM), 143, 100),  # in the next
+    (("step", 10, kill, signal.SIGTERM), 143, EPISODE),
+    (("step", 13 + 60, kill, signal.SIGINT), 130, 2 * EPISODE),  # in the evaluation at step 50
     (("execute", 1, kill_soon, signal.SIGINT, 0.2), 130, None),  # while TensorFlow compiles
     (("seal", 2, kill, signal.SIGTERM), 143, None),  # while the state is written
     (("replace", 3, kill, signal.SIGINT), 130, None),
@@ -140,26 +101,51 @@ def test_a_run_stopped_at_all_kinds_of_moments_ends_like_an_unbroken_one(
     tensorflow, unbroken, tmp_path
 ):
     folder = tmp_path / "stopped-log"
-    command, repeating = f"--name stopped {EVERYTHING}", False
+    command = f"--name stopped {EVERYTHING}"
     for accident, status, step in MOMENTS:
         training = train_forked(tmp_path, command, accident)
         lines = training.output.splitlines()
         assert training.exitcode == status, training.output
         assert "Traceback" not in training.output
         assert lines[-1].endswith("run.py --resume stopped-log")
-        state = load_state(folder / STATE_FILE)
-        reached = state.progress
-        assert lines[-2] == f"Stopped at step {reached.step}. Resume with:"
-        assert step in (None, reached.step)
-        assert (folder / f"stopped-{reached.step}.h5").exists()
-        repeating |= state.arrays["exploration.repeat"][1] > 0
+        reached = load_state(folder / STATE_FILE).progress.step
+        assert lines[-2] == f"Stopped at step {reached}. Resume with:"
+        assert reached % EPISODE == 0 and step in (None, reached)
+        result = json.loads((folder / RESULT_FILE).read_text())
+        assert (result["status"], result["step"]) == ("stopped", reached)
+        assert (folder / f"stopped-{reached}.h5").exists()
         assert_whole(folder)
         assert_events_whole(folder)
         command = "--resume stopped-log"
-    assert repeating  # one stop was within a random action that lasts
     training = train_forked(tmp_path, command)
     assert training.exitcode == 0, training.output
     assert_same_end(folder, unbroken(EVERYTHING))
+
+
+class StopAfter:
+    """Stands in for a StopSignal that comes after so many steps."""
+
+    exit_status = 130
+
+    def __init__(self, steps):
+        self.left = steps
+
+    @property
+    def number(self):
+        self.left -= 1
+        return 2 if self.left < 0 else 0
+
+
+ENDLESS = ["--env=Endless-v0", "--seed=1", "--eval-every=0", "--max-steps=5000"]
+
+
+def test_a_run_whose_episode_does_not_end_stops_all_the_same(tensorflow, here, capsys):
+    words = [*ENDLESS, "--name=x", "--train-start=1400"]
+    assert run.main(words, StopAfter(300)) == 130
+    assert (here / "x-log/x-1300.h5").exists()
+    *_, stopped, command = capsys.readouterr().out.splitlines()
+    assert stopped.startswith("Stopped at step 1300, before an episode ended.")
+    assert command.endswith("run.py --model x-log/x-1300.h5 --train")
 
 
 def test_a_second_ctrl_c_stops_at_once_even_while_saving(unbroken, tmp_path):
@@ -222,14 +208,20 @@ def test_ctrl_c_does_not_reach_the_process_that_reads_a_snapshot(tmp_path, monke
     assert int(str(error.value).split(": ")[1]) != os.getpgrp()
 
 
+SMALL = {
+    **{"env": "Corridor-v0", "seed": 1, "max_steps": 40, "train_start": 10, "eval_every": 20},
+    **{"eval_steps": 20, "hidden": (4,), "batch_size": 4},
+}
+
+
 # Disks and terminals -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("accident", "reason"),
     [
-        (("step", 300, limit, 9000), "file too large"),
-        (("step", 300, shutil.rmtree, "bad-log"), "no such file or directory"),
+        (("step", 700, limit, 9000), "file too large"),
+        (("step", 700, shutil.rmtree, "bad-log"), "no such file or directory"),
     ],
     ids=["the disk is full", "the log folder is gone"],
 )
@@ -238,7 +230,7 @@ def test_what_cannot_be_saved_to_the_end_is_status_1(unbroken, tmp_path, acciden
     folder, lines = tmp_path / "bad-log", training.output.splitlines()
     assert training.exitcode == 1
     for name in "state.npz", "bad-400.h5":
-        assert f"warning: can't write bad-log/{name}: {reason}" in lines
+        assert f"warning: can't write {folder / name}: {reason}" in lines
     assert lines[-1].startswith("run.py: error: the last snapshot or state")
     assert "Traceback" not in training.output
     assert not partial_files(folder)
@@ -264,14 +256,32 @@ def test_what_cannot_be_saved_for_a_while_is_lost_and_no_more(
 ):
     training = train_forked(tmp_path, f"--name late {EVERYTHING}", *accidents)
     assert training.exitcode == 0, training.output
-    assert training.output.count("warning: can't write late-log/events") <= 1  # not at every line
-    assert "warning: can't write late-log/late-69.h5: " in training.output
     folder, expected = tmp_path / "late-log", unbroken(EVERYTHING)
+    assert training.output.count(f"warning: can't write {folder}/events") <= 1  # not at every line
+    assert f"warning: can't write {folder}/late-97.h5: " in training.output
     assert len(list(folder.glob("[!.]*.h5"))) < len(list(expected.glob("*.h5")))
     final = (folder / "late-400.h5").read_bytes()
     assert final == (expected / "whole-400.h5").read_bytes()
     assert_whole(folder)
     assert_events_whole(folder)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_folders_that_cannot_be_flushed_lose_nothing(train, monkeypatch, capsys, number):
+    flush = os.fsync
+
+    def files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    folder, ended = train(name="x", **SMALL)
+    assert "warning" not in capsys.readouterr().out
+    assert (folder / "x-best.h5").exists()
+    result = json.loads((folder / RESULT_FILE).read_text())
+    assert (result["status"], result["best_step"]) == ("finished", ended.progress.best_step)
+    assert load_state(folder / STATE_FILE).progress.best_step in (20, 40)
 
 
 def test_a_file_reaches_the_disk_before_its_name_does(tmp_path, monkeypatch):
@@ -319,6 +329,6 @@ def test_weights_depend_on_nothing_but_the_seed_and_the_hyperparameters(unbroken
     assert b" left" in shown  # the progress bar was drawn
     for folder in tmp_path / "quiet-log", other / "busy-log":
         name = folder.name.removesuffix("-log")
-        for step in (23, 230, 400):
+        for step in (97, 291, 400):
             ours, theirs = folder / f"{name}-{step}.h5", expected / f"whole-{step}.h5"
             assert all(map(np.array_equal, weights_in(ours), weights_in(theirs)))

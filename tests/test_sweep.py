@@ -1,19 +1,23 @@
 import argparse
 import itertools
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sweeping import SWEEP, make
 
 import run
 import sweep
-from harness.flags import ANY_TASK, Parser, flag
-from harness.settings import training_settings
-from harness.sweeps.cluster import ray_options
+from harness.settings import as_text, flag_name, training_settings
+from harness.start import read_command_line
+from harness.sweeps import cluster
 from harness.sweeps.grid import Trial, parse_seeds
 
 
@@ -48,21 +52,19 @@ def test_every_combination_runs_with_every_seed():
 
 
 def test_every_hyperparameter_takes_several_values():
-    for name, row in run.HYPERPARAMETERS.items():
-        value = ",".join(map(str, row.default)) if name == "hidden" else str(row.default)
-        given = sweep.parse_arguments([flag(name), value, value])
-        assert given[name] == [row.default, row.default]
+    for name, flag in sweep.TRAINER.flags.items():
+        if "search" in flag.commands:
+            value = as_text(flag.default)
+            given = sweep.parse_arguments([flag_name(name), value, value])
+            assert given[name] == [flag.default, flag.default]
 
 
 def test_a_trial_is_the_run_that_its_flags_start():
     flags = "--preset tuned --epsilon 0.2 --set gravity=0.002 --set force=0.002 --until -110.0"
     (trial,) = make(f"--seeds 4-4 {flags}")
     assert " ".join(trial.arguments) == flags
-    parser = Parser(prog="run.py")
-    parser.add_flags(run.ALL_FLAGS, ANY_TASK)
-    given = parser.parse(trial.arguments)
-    given["set"] = dict(given["set"])
-    settings = training_settings(given, run.ALL_FLAGS, run.PRESETS)
+    _, given = read_command_line(trial.arguments, run.Settings, run.PRESETS)
+    settings = training_settings(run.Settings, given, run.PRESETS)
     assert (settings.epsilon, settings.n_step) == (0.2, run.PRESETS["tuned"]["n_step"])
     assert settings.set == {"gravity": 0.002, "force": 0.002}
     assert (trial.seed, trial.max_steps, settings.until) == (
@@ -85,6 +87,14 @@ def test_repeated_set_changes_two_numbers_at_once():
 def test_what_is_solved_depends_on_the_environment():
     trials = make("--seeds 1 --env MountainCar-v0 CartPole-v1")
     assert [t.solved_from for t in trials] == [-110, 475]
+    assert [t.solved_from for t in make("--seeds 1 --until -100")] == [-110]
+
+
+def test_what_solves_an_environment_without_a_threshold_is_until_or_a_goal():
+    endless = "--seeds 1 --env conftest:Endless-v0 --set max_episode_steps=50"
+    assert [
+        make(f"{endless}{more}")[0].solved_from for more in ("", " --until 3", " --goal 4")
+    ] == [*(None, 3, 4)]
 
 
 def test_without_flags_the_tutorials_settings_run_with_ten_seeds():
@@ -139,7 +149,7 @@ def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_p
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed/hills.py").write_text(registering.format("Packed-v0"))
     make("--env", "lone:Lone-v0", "packed.hills:Packed-v0")
-    sent = set(map(Path, ray_options("auto", None)["runtime_env"]["py_modules"]))
+    sent = set(cluster.sent_modules())
     project = SWEEP.parent
     assert {project / "run.py", project / "loggers.py", project / "harness"} <= sent
     assert {tmp_path / "lone.py", tmp_path / "packed"} <= sent
@@ -170,7 +180,13 @@ def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_p
         ("--search 2 --gamma 0.9:0.99 0.5", "one range, or several values"),
         ("--search 2 --gamma 0.9:0.99 --until -110", "leave it out"),
         ("--search 2 --preset tuned tutorial", "--preset: a search can't vary it"),
-        ("--search 2 --env A-v0 B-v0", "--env: a search can't vary it"),
+        (
+            "--search 2 --gamma 0.8:0.9 --env CartPole-v1 Blackjack-v1",
+            "name one for each with --goal",
+        ),
+        ("--search 2 --gamma 0.8:0.9 --goal 1 2", "expected one return for each --env, 1 of them"),
+        ("--goal high", "expected a number from -1000000000 to 1000000000, not 'high'"),
+        ("--output x.png", "--output does nothing without --show"),
         ("--search 2 --set gravity=1 gravity=2", "--set: a search can't vary it"),
         ("--search 2 --max-steps 100:200", "--max-steps: a search can't vary it"),
         ("--search 2 --batch-size 64:60000", "no more than the --buffer-size"),
@@ -187,10 +203,7 @@ def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_p
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, here, capsys):
-    try:
-        status = sweep.main(arguments.split())
-    except SystemExit as ended:
-        status = ended.code
+    status = sweep.main(arguments.split())
     out, error = capsys.readouterr()
     assert (status, out, error.count("\n")) == (2, "", 1)
     assert error.startswith("sweep.py: error: ") and message in error
@@ -209,8 +222,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, here, capsys):
 )
 def test_a_damaged_sweep_file_is_refused(text, here, capsys):
     (here / "sweep.json").write_text(text.replace("VERSION", json.dumps(sweep.VERSION)))
-    with pytest.raises(SystemExit, match="2"):
-        sys.exit(sweep.main(["--resume", "."]))
+    assert sweep.main(["--resume", "."]) == 2
     assert capsys.readouterr().err.count("\n") == len(list(here.iterdir())) == 1
 
 
@@ -218,8 +230,7 @@ def test_help_and_mistakes_import_nothing_that_takes_long():
     code = (
         "import sys, sweep\n"
         "for arguments in (['--help'], ['--seeds', 'x'], ['--eval-every', '0']):\n"
-        "    try:\n        sweep.main(arguments)\n"
-        "    except SystemExit:\n        pass\n"
+        "    sweep.main(arguments)\n"
         "late = {'tensorflow', 'keras', 'ray', 'optuna', 'pandas', 'scipy', 'matplotlib'}\n"
         "print(sorted(late & set(sys.modules)))"
     )
@@ -229,12 +240,10 @@ def test_help_and_mistakes_import_nothing_that_takes_long():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("package", ["ray", "optuna", "pandas", "scipy", "rich"])
+@pytest.mark.parametrize("package", ["ray", "optuna", "pandas", "scipy"])
 def test_without_a_package_one_line_says_how_to_install_it(package, here, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SystemExit) as ended:
-        sweep.main(["--seeds", "1"])
-    assert ended.value.code == 2
+    assert sweep.main(["--seeds", "1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith(f"sweep.py: error: no package {package}; to install: ")
@@ -247,4 +256,40 @@ def test_without_a_package_one_line_says_how_to_install_it(package, here, monkey
 def test_what_a_preset_made_differ_has_a_column_too():
     tutorial, tuned = make("--seeds 1 --preset tutorial tuned --epsilon 0.1")
     assert tuned.others == run.PRESETS["tuned"]
-    assert tutorial.others == {name: run.HYPERPARAMETERS[name].default for name in tuned.others}
+    assert tutorial.others == {n: sweep.TRAINER.flags[n].default for n in tuned.others}
+
+
+def test_a_count_of_fresh_seeds_picks_those_after_the_searchs():
+    search = "--search 2 --gamma 0.8:0.9 --confirm-seeds"
+    assert make(f"{search} 2").fresh_seeds == [3, 4]
+    assert make(f"{search} 7,9 --seeds 0-2").fresh_seeds == [7, 9]
+
+
+def test_a_sweep_takes_the_cores_that_it_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5})
+    assert cluster.usable_cores() == 3
+    for quota, cores in ("max 100000", 3), ("200000 100000", 2), ("20000 100000", 1):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert cluster.usable_cores() == cores
+
+
+def test_ray_gets_a_short_folder_whatever_tmpdir_is(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 70)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    folder = Path(cluster.ray_folder())
+    folder.rmdir()
+    assert not folder.is_relative_to(long) and not any(long.iterdir())
+    assert len(f"{folder}/session_2026-11-29_01-06-49_818203_4194304/sockets/plasma_store") <= 107
+
+
+def test_without_room_for_rays_folder_one_line_says_the_cure_and_the_name_is_free(
+    here, monkeypatch, capsys
+):
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert sweep.main(["--seeds", "1", "--name", "x"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "100 MB" in error and "TMPDIR=" in error
+    assert not any(here.iterdir())

@@ -12,11 +12,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import sweep
 from harness.sweeps.grid import Trial
 from harness.sweeps.pictures import draw_curves
-from harness.sweeps.progress import is_finished
-from harness.sweeps.results import interval, make_row, summarise
-from harness.sweeps.tables import show_results, summary_table
+from harness.sweeps.report import show_results
+from harness.sweeps.results import (
+    FAILED,
+    UNFINISHED,
+    Run,
+    interval,
+    make_row,
+    runs_of,
+    statistics,
+    summarise,
+)
+from harness.sweeps.runs import is_finished
+from harness.sweeps.tables import plain_console, summary_table
 
 
 def trial(seed=0, solved_from=-110.0, **flags):
@@ -29,8 +40,8 @@ def row(tmp_path):
 
     def row(*averages, failed=False, finished=True, solved_from=-110.0):
         one = trial(len(list(tmp_path.iterdir())), solved_from)
-        leave(tmp_path, one, *averages, finished=finished)
-        return make_row(tmp_path, one, "failed" if failed else None)
+        folder = leave(tmp_path, one, *averages, finished=finished)
+        return make_row(Run(one, folder, one.configuration, FAILED if failed else UNFINISHED))
 
     return row
 
@@ -55,7 +66,14 @@ def test_solved_is_judged_by_the_last_evaluation(row):
     lapsed, late = row(-150, -105, -110.001), row(-150, -150, -110)
     assert (lapsed["solved"], lapsed["first_solved_step"]) == (False, 200)
     assert (late["solved"], late["first_solved_step"]) == (True, 300)
-    assert not row(1000, solved_from=math.inf)["solved"]
+
+
+def test_where_nobody_knows_what_solves_it_nothing_is_said_of_it(row):
+    rows = pd.DataFrame([row(-150, 1000, solved_from=None), row(-150, 900, solved_from=None)])
+    assert list(rows["solved"]) == [None, None]
+    shown = summary_table(summarise(rows, []))
+    assert "0 of" not in shown and "never" not in shown
+    assert shown.splitlines()[3].split()[:5] == ["--gamma", "0.9", "–", "950.0", "950.0"]
 
 
 def test_stopped_and_failed_trials_are_not_judged(row):
@@ -72,8 +90,7 @@ def summary(row):
 
     def summary(*finals, failed=0, before=(-150, -109)):
         rows = [row(*before, final) for final in finals]
-        rows += [row(*before, failed=True, finished=False) for _ in range(failed)]
-        return summarise(pd.DataFrame(rows))
+        return statistics(pd.DataFrame(rows), failed)
 
     return summary
 
@@ -106,8 +123,8 @@ def test_one_run_or_one_without_a_completed_episode_has_no_interval(summary):
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     values = np.random.default_rng(0).normal(size=(20, 60))
-    low, high = interval(np.mean, values)
-    assert 0.85 <= np.mean((low < 0) & (high > 0)) <= 0.99
+    intervals = [interval(np.mean, sample) for sample in values.T]
+    assert 0.85 <= np.mean([low < 0 < high for low, high in intervals]) <= 0.99
 
 
 def test_a_failed_run_counts_as_not_solved_and_is_in_no_mean(summary):
@@ -126,7 +143,7 @@ def folder(tmp_path):
     trials = [trial(seed, gamma=gamma) for gamma in (0.9, 0.8) for seed in range(3)]
     for number, one in enumerate(trials):
         leave(tmp_path, one, -180, -150, -100 - number, finished=number < 5)
-    return tmp_path, trials, {trials[-1].name: "failed"}
+    return tmp_path, runs_of(tmp_path, trials, {trials[-1].name: FAILED})
 
 
 def test_the_three_tables_are_ready_for_pandas(folder):
@@ -147,8 +164,8 @@ def test_the_three_tables_are_ready_for_pandas(folder):
 
 
 def test_the_report_shows_every_configuration_that_has_finished_runs(folder, capsys):
-    path, trials, failed = folder
-    results = show_results(path, [*trials, trial(gamma=0.123)], failed)
+    path, runs = folder
+    results = show_results(path, [*runs, *runs_of(path, [trial(gamma=0.123)], {})])
     assert set(results["status"]) == {"finished", "failed", "unfinished"}
     printed = capsys.readouterr().out
     for text in ("3 of 3", "2 of 3", "[9, 99] %", "1 failed", "-101.0", "± 1.0"):
@@ -157,13 +174,38 @@ def test_the_report_shows_every_configuration_that_has_finished_runs(folder, cap
     assert (path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_no_numbers(folder, capsys, monkeypatch):
+    def broken(*_arguments, **_options):
+        raise RuntimeError("no font named Comic Sans")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    show_results(*folder)
+    printed = capsys.readouterr().out.splitlines()
+    assert (folder[0] / "results.csv").exists() and (folder[0] / "summary.csv").exists()
+    assert "warning" in printed[-1] and "Comic Sans" in printed[-1]
+    assert sum("warning" in line for line in printed) == 1
+    assert any("3 of 3" in line for line in printed)
+
+
+def test_a_single_run_has_no_intervals_in_its_table(row):
+    shown = summary_table(summarise(pd.DataFrame([row(-150, -105, -108)]), []))
+    assert "[-" not in shown.replace("[95 %]", "") and "±" not in shown.replace("± sd", "")
+    assert "1 of 1" in shown and "-108.0" in shown
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_file_gets_no_control_codes_whatever_the_environment_wants(variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "1")
+    assert not plain_console().is_terminal
+
+
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_a_narrow_terminal_wraps_configurations_and_cuts_no_figures(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     label = "--preset tuned --learning-rate 0.0005 --target-update-every 1000000"
     figures = {"runs": 100, "failed": 0, "solved": 0.5, "solved_low": 0.4, "solved_high": 0.6}
     figures |= {"interquartile_mean": -123.34, "interval_low": -151.8, "interval_high": -111.9}
-    figures |= {"mean": -135.67, "standard_deviation": 37.24, "seconds": 1042.6}
+    figures |= {"best": -100.0, "mean": -135.67, "standard_deviation": 37.24, "seconds": 1042.6}
     summary = pd.DataFrame([{"configuration": label, **figures, "median_first_solved_step": 2e5}])
     shown = summary_table(summary)
     assert max(map(len, shown.splitlines())) <= 80
@@ -173,18 +215,53 @@ def test_a_narrow_terminal_wraps_configurations_and_cuts_no_figures(columns, mon
     assert all(word in shown for word in label.split())
 
 
-def test_a_run_that_ended_early_keeps_its_last_evaluation_in_the_curves(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Gives the axes of the picture of runs of one or more environments."""
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
-    evaluations = pd.DataFrame({"configuration": "c", "seed": [0, 1, 0]})
-    evaluations["step"] = [1000, 1000, 2000]
-    evaluations["episode_return_avg"] = [-200, -150, -110]
-    with contextlib.suppress(FileNotFoundError):  # nothing is written
-        draw_curves(tmp_path / "curves.png", evaluations, "--gamma 0.9")
-    assert figures[0].axes[0].get_title() == "--gamma 0.9"
-    (line,) = figures[0].axes[0].lines
-    assert line.get_label() == "c (n = 2)"
-    assert line.get_xydata().tolist() == [[1000, -175], [2000, -130]]
+
+    def savefig(figure, path, **_options):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+    def drawn(*runs):
+        draw_curves(tmp_path / "curves.png", [Run(*run, run[0].configuration) for run in runs], "t")
+        return figures[-1].axes
+
+    return drawn
+
+
+def curve_in(axes):
+    (curve, *solved) = axes.lines
+    return curve.get_xydata().tolist(), [line.get_ydata()[0] for line in solved]
+
+
+def test_a_run_that_ended_early_keeps_its_last_evaluation_in_the_curves(tmp_path, drawn):
+    long, short = trial(0), trial(1)
+    runs = [(long, leave(tmp_path, long, -200, -110)), (short, leave(tmp_path, short, -150))]
+    (axes,) = drawn(*runs)
+    assert axes.get_title() == "MountainCar-v0, solved at -110"
+    assert axes.figure.get_suptitle() == "t"
+    assert curve_in(axes) == ([[100, -175], [200, -130]], [-110])
+    (band,) = axes.collections
+    assert {-187.5, -162.5, -140, -120} == set(band.get_paths()[0].vertices[:, 1])
+
+
+def test_the_band_of_a_single_run_is_the_middle_half_of_its_episodes(tmp_path, drawn):
+    one = trial()
+    (axes,) = drawn((one, leave(tmp_path, one, -200, -110)))
+    assert curve_in(axes)[0] == [[100, -200], [200, -110]]
+    (band,) = axes.collections
+    assert {-205, -195, -115, -105} == set(band.get_paths()[0].vertices[:, 1])
+
+
+def test_each_environment_has_a_plot_with_its_own_solved_line(tmp_path, drawn):
+    trials = [trial(env="A-v0", solved_from=-110.0), trial(env="B-v0", solved_from=None)]
+    first, second = drawn(*[(one, leave(tmp_path, one, -200, -150)) for one in trials])
+    assert (first.get_title(), second.get_title()) == ("A-v0, solved at -110", "B-v0")
+    assert (curve_in(first)[1], curve_in(second)[1]) == ([-110], [])
 
 
 def test_the_report_outlives_its_terminal(folder):
@@ -198,38 +275,27 @@ def test_the_report_outlives_its_terminal(folder):
 
 
 def test_an_interrupted_sweep_without_a_finished_run_shows_no_table(tmp_path, capsys):
-    assert list(show_results(tmp_path, [trial()], {})["status"]) == ["unfinished"]
+    results = show_results(tmp_path, runs_of(tmp_path, [trial()], {}))
+    assert list(results["status"]) == ["unfinished"]
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "learning_curves.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("averages", "changes", "finished"),
+    ("text", "finished"),
     [
-        ([-150, -105], {}, True),
-        ([], {"max_steps": 100}, False),
-        ([-150, -105], {"max_steps": 300}, False),
-        ([-150, -105], {"max_steps": 300, "until": -110, "until_reached": True}, True),
-        ([-150, -105], {"max_steps": 300, "until": -110}, False),
-        ([-150, math.nan], {"max_steps": 300, "until": -110}, False),
+        ('{"status": "finished"}', True),
+        ('{"status": "stopped"}', False),
+        ('{"status": "failed"}', False),
+        ("{", False),
+        ("[]", False),
     ],
 )
-def test_a_run_is_finished_at_its_last_step_or_when_it_is_good_enough(
-    averages, changes, finished, tmp_path
-):
-    ended = trial()
-    leave(tmp_path, ended, *averages)
-    config = tmp_path / ended.log_folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
-    assert is_finished(tmp_path / ended.log_folder) == finished
-
-
-def test_a_run_that_was_killed_before_its_last_save_is_not_finished(tmp_path):
-    leave(tmp_path, trial(), -150, -105)
-    snapshot = tmp_path / trial().log_folder / f"{trial().name}-200.h5"
-    snapshot.unlink()
-    assert not is_finished(tmp_path / trial().log_folder)
-    assert not is_finished(tmp_path / "nowhere-log")
+def test_a_run_is_finished_if_it_says_so(text, finished, tmp_path):
+    folder = leave(tmp_path, trial(), -150, finished=False)
+    assert not is_finished(folder)
+    (folder / "result.json").write_text(text)
+    assert is_finished(folder) == finished
 
 
 def test_a_grid_of_two_by_two_fits_a_terminal_of_80_by_24(tmp_path, capsys, monkeypatch):
@@ -238,9 +304,76 @@ def test_a_grid_of_two_by_two_fits_a_terminal_of_80_by_24(tmp_path, capsys, monk
     trials = make(f"--seeds 10 --preset tuned --max-steps 10000 --eval-every 5000 {grid}")
     for finished in trials:
         leave(tmp_path, finished, -180, -150, -120 - finished.seed)
-    show_results(tmp_path, trials, {})
+    show_results(tmp_path, runs_of(tmp_path, trials, {}))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "All runs have --preset tuned --max-steps 10000 --eval-every 5000"
-    assert max(map(len, lines[:-1])) <= 80 and len(lines) < 24
+    assert max(map(len, lines[:-2])) <= 80 and len(lines) < 24
     assert "--preset" not in "".join(lines[1:])
     assert sum("--hidden 32,32" in line for line in lines) == 2
+
+
+@pytest.fixture
+def existing(here):
+    """A place with runs that exist: two on their own, and a sweep's three."""
+
+    def add(folder, name, *averages, finished=True, **changes):
+        one = Trial({}, 0, 300, None)
+        leave(folder, one, *averages, finished=finished).rename(folder / f"{name}-log")
+        config = {"env": "MountainCar-v0", "seed": 3, "preset": "tutorial", "max_steps": 300}
+        config |= {"hidden": [32, 32], "gamma": 0.99, "command": "python run.py"} | changes
+        (folder / f"{name}-log/config.json").write_text(json.dumps(config))
+
+    add(here, "first", -150, -105, -108, gamma=0.9)
+    add(here, "second", -150, -160, finished=False)
+    (here / "grid-sweep").mkdir()
+    (here / "grid-sweep/sweep.json").touch()
+    for seed in range(3):
+        add(here / "grid-sweep", f"a-seed-{seed}", -150, -120 - seed, seed=seed, hidden=[8, 8])
+    return add
+
+
+def shown(capsys, *words):
+    assert sweep.main(["--show", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_runs_that_exist_are_shown_by_what_differs(existing, here, capsys):
+    lines = shown(capsys, "first", "second-log").splitlines()
+    assert lines[0] == "All runs have --preset tutorial --max-steps 300"
+    assert lines[4].split() == ["first:", "1", "of", "1", "-108.0", "-105.0", "200", "6.0"]
+    assert lines[5].split() == ["--gamma", "0.9"]
+    assert lines[7].split()[:3] == ["second", "(unfinished,", "at"]
+    assert lines[-1] == "Drew show.png"
+    assert (here / "show.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweeps_runs_are_shown_together_beside_a_run(existing, here, capsys):
+    lines = shown(capsys, "grid", "first", "--output", "both.png").splitlines()
+    grid, first = [line.split() for line in lines if line.startswith(("grid:", "first:"))]
+    assert grid == ["grid:", "0", "of", "3", "-121.0", "-120.0", "never", "4.0"]
+    assert first == ["first:", "1", "of", "1", "-108.0", "-105.0", "200", "6.0"]
+    assert sum("--hidden 8,8" in line for line in lines) == 1
+    assert (here / "both.png").exists() and not (here / "show.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nowhere", "--show 'nowhere': no such folder; the newest runs here: "),
+        ("empty", "none of these runs has an evaluation yet"),
+        ("first --seeds 3", "--seeds does nothing with --show"),
+        ("odd", "config.json: expected a number from 0 to 1, not 2"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(arguments, message, existing, here, capsys):
+    existing(here, "empty")
+    existing(here, "odd", -150, gamma=2)
+    assert sweep.main(["--show", *arguments.split()]) == 2
+    out, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1 and out == ""
+
+
+def test_an_environment_that_is_code_is_shown_without_importing_it(existing, here, capsys):
+    (here / "hill.py").write_text("raise SystemExit('imported')")
+    existing(here, "own", -150, env="hill:Hill-v0")
+    assert "--env hill:Hill-v0 would tell what solves it" in shown(capsys, "own")

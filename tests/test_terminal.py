@@ -1,7 +1,9 @@
 """What a terminal of 80 columns and a pipe get to see."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -10,95 +12,247 @@ import termios
 import threading
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT, SHORT, python, run_command, start_command, terminal
-from players import play
 
 import run
-from harness.environments import make_environment
-from harness.state import Episode
-from harness.terminal import ProgressBar, StopSignal
-from loggers import TensorBoardLogger
+from harness.terminal import ProgressBar, StopSignal, log
 
 
 @contextlib.contextmanager
 def screen(columns=80):
-    """Standard output and error go to a terminal; yields what it shows."""
+    """Standard output goes to a terminal; yields what it is sent."""
     with (
         terminal() as (descriptor, shown),
         open(descriptor, "w", closefd=False) as file,
         contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
     ):
         termios.tcsetwinsize(descriptor, (24, columns))
         yield shown
 
 
+def lines_on_screen(data, columns=80):
+    """What a terminal shows after it was sent `data`: its lines, from the top."""
+    lines, row, column = [[]], 0, 0
+    for part in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|.", data.decode(), re.DOTALL):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row += 1
+        elif part == "\x1b[2K":
+            lines[row] = []
+        elif re.fullmatch(r"\x1b\[\d*A", part):
+            row -= int(part[2:-1] or 1)
+        elif not part.startswith("\x1b"):
+            if column == columns:
+                row, column = row + 1, 0
+            while len(lines) <= row:
+                lines.append([])
+            lines[row] += " " * (column + 1 - len(lines[row]))
+            lines[row][column] = part
+            column += 1
+        while len(lines) <= row:
+            lines.append([])
+    return ["".join(line).rstrip() for line in lines]
+
+
+def wait_for(text, shown):
+    deadline = time.monotonic() + 30
+    while text not in shown and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+BAR = "[━╸╺]{12}"
+
+
 def test_a_terminal_shows_a_bar_below_the_log_lines(here):
     with screen() as shown:
         assert run.main([*SHORT, "--name", "bar"]) == 0
-    text = shown.decode()
-    last = [part for part in re.split(r"[\r\n]", text) if "2.50k/2.50k" in part][-1]
-    pattern = r".*\| 2.50k/2.50k, +[\d.]+k? steps/s, 00:00 left, return -200, evaluation -200 *"
-    assert re.fullmatch(pattern, last)
-    assert len(last.rstrip()) <= 77  # with ^C after it, the line isn't full yet
-    for line in ("Created bar-log", "Saved bar-log/bar-2500.h5"):
-        assert re.search(rf"[\r\n]{line}\r?\n", text)
+    lines = lines_on_screen(shown)
+    (bar,) = (line for line in lines if re.match(rf"{BAR} ", line))
+    pattern = rf"{BAR} 2\.5k/2\.5k [\d.]+k? steps/s 0:00 left return -200 evaluation -200"
+    assert re.fullmatch(pattern, bar)
+    assert "Created bar-log" in lines
+    assert "Saved bar-log/bar-2500.h5" in lines
 
 
-def test_a_long_evaluation_has_a_bar_of_its_own():
-    weights = [np.zeros(shape, np.float32) for shape in ((2, 8), 8, (8, 3), 3)]
-    env = make_environment("MountainCar-v0")
-    with screen() as shown, ProgressBar(100_000, "steps", desc="evaluation ", delay=1) as bar:
-        run.evaluate(env, weights, 1, steps=100_000, bar=bar)
-    assert re.search(r"evaluation .*\| [\d.]+k/100k, ", shown.decode())
+def test_a_bar_shows_how_far_it_is_how_fast_and_the_latest_results(monkeypatch):
+    monkeypatch.setattr("harness.terminal.BAR_SECONDS", 0)
+    with screen() as shown, ProgressBar(200_000, "steps") as bar:
+        bar.reach(100_000, "return", -200)
+        time.sleep(0.1)
+        bar.reach(123_456, "evaluation", -123.456)
+        bar.reach(123_456, "return", -198.76)
+    (line,) = (line for line in lines_on_screen(shown) if line)
+    rate, left = r"[\d.]+[kM] steps/s", r"0:\d\d left"
+    results = r"return -198\.8 evaluation -123\.5"
+    assert re.fullmatch(rf"{BAR} 123k/200k {rate} {left} {results}", line)
+    assert len(line) <= 77  # with ^C after it, the line isn't full yet
 
 
-def test_a_long_series_of_episodes_has_a_bar_unless_it_is_piped(capsys):
-    def long(observation):
-        time.sleep(0.002)
-        return 1
-
-    with screen() as shown:
-        play(policy=long, episodes=4, eval=True)
-    assert re.search(r"\| [34]/4, ", shown.decode())
-    assert re.search(r"[\r\n]episode_return_avg ", shown.decode())  # the bar leaves its line
-    play(episodes=1, eval=True)
-    assert "\r" not in "".join(capsys.readouterr())
-
-
-def episode_line(folder, columns=None):
-    """The line of an episode in a terminal of so many columns, or in a file."""
-    episode = Episode(677, 1, [0] * 136, -136.0, 0.5)
-    logger = TensorBoardLogger(folder)
-    if columns is None:
-        logger.log_episode(episode, 120136, 0.0123456)
-        return None
-    with screen(columns) as shown:
-        logger.log_episode(episode, 120136, 0.0123456)
-    return shown.decode().strip("\r\n")
+def test_lines_and_prints_come_above_the_bar_and_long_ones_stay_whole(monkeypatch):
+    monkeypatch.setattr("harness.terminal.BAR_SECONDS", 0)
+    command = "python run.py --model " + "long/" * 20 + "[best].h5"
+    with screen() as shown, ProgressBar(10, "episodes", leave=False) as bar:
+        log("first")
+        bar.reach(1)
+        log(command)
+        bar.reach(2)
+        print("an environment's own line")
+        bar.reach(3)
+    log_lines = ["first", command[:80], command[80:], "an environment's own line"]
+    assert [line for line in lines_on_screen(shown) if line] == log_lines
+    assert command in shown.decode()  # the terminal wraps it: it can be copied
 
 
-START = "episode 677 steps 136/120136 loss 0.0123456 return -136.0"
+def test_a_bar_within_another_leaves_the_screen_to_it(monkeypatch):
+    monkeypatch.setattr("harness.terminal.BAR_SECONDS", 0)
+    with screen() as shown, ProgressBar(100, "steps") as bar:
+        bar.reach(40, "return", 1)
+        with ProgressBar(50, "steps", desc="evaluation", leave=False) as inner:
+            inner.reach(20)
+            wait_for(b" 20/50", shown)
+            both = lines_on_screen(shown)
+            log("a line")
+            inner.reach(40)
+        bar.reach(60, "return", 2)
+    assert [re.sub(rf"{BAR} ", "", line)[:16] for line in both] == [
+        "40/100 return 1",
+        "evaluation 20/50",
+    ]
+    a_line, bar_line, *rest = lines_on_screen(shown)
+    assert a_line == "a line"
+    assert re.fullmatch(rf"{BAR} 60/100 .*return 2", bar_line)
+    assert not any(rest)
 
 
-def test_a_line_of_an_episode_fits_the_terminal_where_it_can(tmp_path):
-    whole = episode_line(tmp_path, 200)
-    assert re.fullmatch(START + r" in 0\.50s 272\.0 steps/s [\d.]+/[\d.]+ GB RAM", whole)
-    assert episode_line(tmp_path, len(whole)) == whole
-    assert episode_line(tmp_path, len(whole) - 1) == START + " in 0.50s 272.0 steps/s"
-    assert episode_line(tmp_path, 80) == START + " in 0.50s 272.0 steps/s"
-    assert episode_line(tmp_path, 79) == START + " 272.0 steps/s"
-    assert episode_line(tmp_path, 60) == START
-    assert episode_line(tmp_path, 20) == START  # its numbers are worth a second line
-    assert episode_line(tmp_path, 0).endswith("GB RAM")  # the terminal doesn't know its width
+@pytest.mark.parametrize(("unit", "shown_last"), [("steps", "150/200"), ("episodes", "3/200")])
+def test_a_bar_listens_to_an_evaluation(monkeypatch, unit, shown_last):
+    monkeypatch.setattr("harness.terminal.BAR_SECONDS", 0)
+    with screen() as shown, ProgressBar(200, unit) as bar:
+        for _ in range(3):
+            bar.reset()
+            for step in range(50):
+                bar.step(0, -1.0, ended=step == 49)
+    (line,) = (line for line in lines_on_screen(shown) if line)
+    assert re.match(rf"{BAR} {shown_last} ", line)
 
 
-def test_a_file_gets_the_whole_line_of_an_episode(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    episode_line(tmp_path)
-    assert capsys.readouterr().out.endswith(" GB RAM\n")
+def test_a_bar_that_comes_late_is_not_shown_for_what_is_quick():
+    with screen() as shown, ProgressBar(5, "steps", delay=60) as bar:
+        for number in range(6):
+            bar.reach(number)
+    assert shown == b""
+
+
+def test_a_bar_is_drawn_seldom_however_often_it_is_told():
+    with screen() as shown, ProgressBar(100_000, "steps") as bar:
+        started = time.perf_counter()
+        for number in range(100_000):
+            bar.reach(number, "return", number)
+        seconds = time.perf_counter() - started
+    assert shown.count(b"\r") <= 4 * seconds + 4
+
+
+def test_a_terminal_too_narrow_for_the_bar_shows_one_line_of_it(monkeypatch):
+    monkeypatch.setattr("harness.terminal.BAR_SECONDS", 0)
+    monkeypatch.setenv("COLUMNS", "30")
+    with screen(30) as shown, ProgressBar(200_000, "steps") as bar:
+        for number in range(0, 200_000, 50_000):
+            bar.reach(number, "return", -200)
+    assert len([line for line in lines_on_screen(shown, 30) if line]) == 1
+
+
+def test_a_pipe_gets_lines_only_whatever_the_environment_asks_for(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from harness.terminal import ProgressBar, log, make_console, start_program
+start_program()
+with ProgressBar(10, "steps") as bar:
+    for number in range(10):
+        bar.reach(number, "return", 1)
+        log(f"line {{number}}")
+make_console().print("[bold red]coloured[/]")
+"""
+    forced = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "CLICOLOR_FORCE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=os.environ | forced, check=False
+    )
+    expected = [*(f"line {number}" for number in range(10)), "coloured"]
+    assert (result.stdout.decode().splitlines(), result.stderr) == (expected, b"")
+
+
+def test_lines_of_a_pipe_need_no_library_of_colours():
+    code = "import sys, harness.terminal as t; t.log('x'); print('rich' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False
+    )
+    assert result.stdout == b"x\nFalse\n"
+
+
+INTERRUPTED = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from harness.terminal import ProgressBar, StopSignal, log, start_program
+start_program()
+with StopSignal() as stop, ProgressBar(10**6, "steps") as bar:
+    number = 0
+    while not stop.number:
+        number += 1
+        time.sleep(0.01)
+        bar.reach(number, "return", -200)
+        bar.reach(number, "evaluation", -123.4)
+    log("stopped")
+    stubborn = len(sys.argv) > 1
+    while stubborn:
+        time.sleep(0.01)
+sys.exit(stop.exit_status)
+"""
+
+
+def interrupt(*words):
+    """Type Ctrl-C, a second time if words are given, in a terminal that runs INTERRUPTED.
+
+    Returns:
+        the exit status, and what the screen was sent.
+    """
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+    )
+    os.close(theirs)
+    shown, awaited = bytearray(), [b"evaluation", b"stopped"][: 1 + len(words)]
+    with contextlib.suppress(OSError):  # the process has closed it
+        while data := os.read(ours, 1 << 16):
+            shown += data
+            if awaited and awaited[0] in shown:
+                del awaited[0]
+                os.write(ours, b"\x03")
+    os.close(ours)
+    return process.wait(timeout=60), shown
+
+
+def test_ctrl_c_leaves_one_bar_and_a_visible_cursor():
+    status, shown = interrupt()
+    assert status == 130
+    assert b"^C" in shown
+    first, bar, *rest = (line for line in lines_on_screen(shown) if line)
+    assert (first, rest) == ("stopped", [])
+    assert re.match(rf"{BAR} \d+/1M", bar)
+    assert b"\x1b[?25l" not in shown
+
+
+def test_a_second_ctrl_c_leaves_a_visible_cursor():
+    status, shown = interrupt("stubborn")
+    assert status == 130
+    assert b"\x1b[?25l" not in shown
 
 
 def test_signal_handlers_are_given_back():
@@ -173,12 +327,23 @@ def in_locale(name, program, *arguments, cwd):
     )
 
 
-@pytest.mark.parametrize("name", LOCALES)
-def test_a_training_runs_in_a_locale_without_the_characters_of_its_lines(tmp_path, name):
-    result = in_locale(name, "run.py", "--name", "naïve→", *FEW_STEPS, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "shown"), [("Latin-1", "naïve?\n".encode("latin-1")), ("ASCII", b"na?ve?\n")]
+)
+def test_characters_that_a_locale_lacks_become_question_marks(name, shown):
+    code = "from harness.terminal import log, start_program; start_program(); log('naïve→')"
+    environment = {**os.environ, "PYTHONIOENCODING": "", **LOCALES[name]}
+    code = code.encode("unicode_escape").decode()  # it has to pass through the command line
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=environment, check=False
+    )
+    assert (result.stdout, result.stderr) == (shown, b"")
+
+
+def test_a_training_runs_in_a_locale_without_the_characters_of_its_lines(tmp_path):
+    result = in_locale("ASCII", "run.py", "--name", "naïve→", *FEW_STEPS, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, b"")
-    shown = {"Latin-1": b"Saved na.*ve.*-log/na.*ve.*-60.h5", "ASCII": rb"Saved na\?+ve\?+-log/na"}
-    assert re.search(shown[name], result.stdout)
+    assert re.search(rb"Saved na\?+ve\?+-log/na", result.stdout)
     assert (tmp_path / "naïve→-log" / "naïve→-60.h5").exists()
 
 
@@ -279,7 +444,7 @@ def test_a_mistake_whose_line_cannot_be_printed_is_still_status_2(tmp_path):
 def test_ctrl_c_ends_the_benchmark_without_a_traceback(tmp_path):
     process = start_command("bench.py", "--turns", "1000", cwd=tmp_path, env=temporary(tmp_path))
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("tmp*/config.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("tmp*/*/config.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=120) == ("", "")

@@ -1,21 +1,26 @@
 """What a user meets: help, mistakes, unusable files, no display."""
 
+import json
 import os
 import re
+import shlex
 import shutil
+import sys
 import time
 
 import gym
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, load_weights, run_command, snapshot_of_2018
+from conftest import ROOT, load_weights, run_command, snapshot_of_2018, weights_in
+from forked import train_forked
 
+import bench
 import run
 import see
 from harness.environments import make_environment
-from harness.flags import flag
-from harness.log_folder import create_log_folder
+from harness.log_folder import CONFIG_FILE, create_log_folder
+from harness.settings import Actions, PlaySettings, as_text, flag_name, flags_of
 from harness.snapshots import save_snapshot
 
 POLICY = str(ROOT / "assets" / "mountain.h5")
@@ -38,59 +43,76 @@ gym.register(
 )
 
 
-def bounds():
-    for name, row in run.HYPERPARAMETERS.items():
-        pair = "{0}" if row.type is not tuple else "32,{0}"
-        whole = row.type is not float
-        step = 1 if whole else max(abs(row.most), 1) * 1e-3
-        yield name, pair.format(row.least - step if row.least else -1)
-        yield name, pair.format(row.most + step)
-        yield name, pair.format("nan")
-        yield name, "many"
-        yield name, ""
+FLAGS = flags_of(Actions, PlaySettings, run.Settings, presets=run.PRESETS)
+NUMBERS = {name: flag for name, flag in FLAGS.items() if flag.kind in (int, float, tuple)}
 
 
-@pytest.mark.parametrize(("name", "value"), bounds())
-def test_a_hyperparameter_out_of_its_bounds_is_refused(refused, name, value):
-    error = refused(f"{flag(name)}={value}")
-    assert flag(name) in error and "expected " in error
+def out_of_bounds(flag):
+    """Words that a flag of numbers must refuse."""
+    pair = "{0}" if flag.kind is not tuple else "32,{0}"
+    step = 1 if flag.kind is not float else max(abs(flag.most), 1) * 1e-3
+    least = flag.least - step if flag.least else -1
+    return [*map(pair.format, (least, flag.most + step, "nan")), "many", ""]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_out_of_its_bounds_is_refused(refused, name):
+    for value in out_of_bounds(FLAGS[name]):
+        error = refused(f"{flag_name(name)}={value}")
+        assert flag_name(name) in error and "expected " in error
 
 
 def test_the_bounds_themselves_are_accepted():
-    for row in run.HYPERPARAMETERS.values():
-        for bound in (row.least, row.most):
-            text = f"{bound:.9f}" if row.type is float else str(bound)
-            assert row.parse(text) is not None
+    for flag in NUMBERS.values():
+        for bound in (flag.least, flag.most):
+            text = f"{bound:.9f}" if flag.kind is float else str(bound)
+            assert flag.parse(text) is not None
 
 
 @pytest.mark.parametrize("text", ["1000000", "1e6", "1_000_000"])
 def test_whole_numbers_may_be_written_in_several_ways(text):
-    value = run.HYPERPARAMETERS["max_steps"].parse(text)
+    value = FLAGS["max_steps"].parse(text)
     assert (value, type(value)) == (10**6, int)
 
 
 def test_every_number_of_the_tutorial_is_a_default():
-    defaults = {name: row.default for name, row in run.HYPERPARAMETERS.items()}
+    defaults = {name: flag.default for name, flag in FLAGS.items() if "hparams" in flag.places}
+    for name in "env", "set", "preset":
+        del defaults[name]
     assert defaults == {
         "gamma": 0.99, "learning_rate": 0.001, "clipnorm": 1.0, "hidden": (32, 32),
         "batch_size": 64, "buffer_size": 50000, "train_start": 2000, "target_update_every": 1000,
         "epsilon": 0.01, "max_steps": 200000, "log_every": 2000, "snapshot_every": 50000,
         "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
         "n_step": 1, "initial_epsilon": 1.0, "epsilon_decay_steps": 0, "max_repeat": 1,
-        "scale_inputs": 0.0, "ema_momentum": 0.0,
+        "scale_inputs": 0.0, "ema_momentum": 0.0, "double_q": 0,
+        "final_learning_rate": 0.0, "learning_rate_decay_steps": 0,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("program", ["run.py", "see.py"])
-def test_help_answers_without_tensorflow_and_names_every_flag(program):
-    code = f"import sys, {program[:-3]} as p\ntry: p.main(['--help'])\nfinally: print(*sys.modules)"
-    text, _, modules = run_command("-c", code, cwd=ROOT).stdout.rstrip().rpartition("\n")
-    assert not {"tensorflow", "keras", "gym", "matplotlib", "ray"} & set(modules.split())
-    if program == "run.py":
-        for name, row in run.HYPERPARAMETERS.items():
-            assert f"{flag(name)} " in text
-            shown = ",".join(map(str, row.default)) if name == "hidden" else str(row.default)
-            assert f"(default {shown})" in " ".join(text.split())
+def help_of(program):
+    """What `--help` prints, and the modules that it needed."""
+    code = f"import sys, {program} as p; print(p.main(['--help'])); print(*sys.modules)"
+    text, status, modules = run_command("-c", code, cwd=ROOT).stdout.rstrip().rsplit("\n", 2)
+    assert status == "0"
+    return text, set(modules.split())
+
+
+def test_help_answers_without_tensorflow_and_names_every_flag():
+    text, modules = help_of("run")
+    assert not {"tensorflow", "keras", "gym", "matplotlib", "ray"} & modules
+    text = " ".join(text.split())
+    for name, flag in FLAGS.items():
+        assert f"{flag_name(name)} " in text
+        if name in NUMBERS and flag.default is not None:
+            assert f"(default {as_text(flag.default)})" in text
+
+
+def test_the_help_of_see_has_no_word_about_training():
+    text, modules = help_of("see")
+    assert not {"tensorflow", "keras", "gym", "matplotlib"} & modules
+    assert "--gif" in text
+    assert not re.search(r"train|--model|snapshot|policy|run\.py", text)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +121,9 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--modle", "x.h5"], "unrecognized argument --modle: did you mean --model?"),
         (["--learning_rate", "1"], "unrecognized argument --learning_rate: did you mean "
          "--learning-rate?"),
+        (["--render"], "unrecognized argument --render: did you mean --view?"),
+        (["--steps", "9"], "unrecognized argument --steps: did you mean --max-steps?"),
+        (["--output=x"], "unrecognized argument --output: did you mean --name?"),
         (["--lr=1"], "unrecognized argument --lr: did you mean --learning-rate?"),
         (["--hiden", "8"], "did you mean --hidden?"),
         (["--Seed", "8"], "did you mean --seed?"),
@@ -125,11 +150,11 @@ def test_help_answers_without_tensorflow_and_names_every_flag(program):
         (["--env", ""], "--env"),
         (["--env", "MountainCarContinuous-v0"], "its action space is Box"),
         (["--env", "Two-v0"], "its action space is MultiDiscrete"),
-        (["--set", "gravity"], "expected NAME=NUMBER"),
-        (["--set", "gravity="], "expected NAME=NUMBER"),
-        (["--set", "=1"], "expected NAME=NUMBER"),
-        (["--set", "gravity=nan"], "expected NAME=NUMBER"),
-        (["--set", "gravity=1e999"], "expected NAME=NUMBER"),
+        (["--set", "gravity"], "expected NAME=VALUE"),
+        (["--set", "gravity="], "expected NAME=VALUE"),
+        (["--set", "=1"], "expected NAME=VALUE"),
+        (["--set", "gravity=nan"], "expected a number, not nan"),
+        (["--set", "gravity=1e999"], "expected a number, not 1e999"),
         (["--env", "CartPole-v1", "--set", "total_mass=2"], "--set total_mass: it follows from "
          "masscart and masspole; set those instead"),
         (["--eval"], "--model"),
@@ -224,7 +249,7 @@ def test_files_that_are_no_snapshots_are_refused(refused, tmp_path):
         "empty.h5": "the file is empty",
         "text.h5": "it isn't an HDF5 file",
         "other.h5": "it isn't a Keras model's snapshot",
-        "chain.h5": "expected the weights of a chain of Dense layers",
+        "chain.h5": "layer 'dense_2' has weights of shape (5, 3) and (3,); expected (4, 3)",
     }
     for name, reason in says.items():
         assert f"can't use {name}: {reason}" in refused("--model", name, "--eval")
@@ -238,8 +263,9 @@ def test_a_snapshot_that_may_not_be_read_is_refused(refused, tmp_path, snapshot)
     assert "permission denied" in refused("--model", "secret.h5", "--eval")
 
 
-def test_a_snapshot_of_another_environment_is_refused(refused, snapshot):
-    error = refused("--model", snapshot, "--eval", "--env", "CartPole-v1")
+def test_a_snapshot_of_another_environment_is_refused(refused, snapshot, capsys):
+    assert run.main(["--model", str(snapshot), "--eval", "--env", "CartPole-v1"]) == 2
+    error = capsys.readouterr().err
     assert "observations have 2 numbers and its actions are 3, but CartPole-v1 has 4 and 2" in error
     error = refused("--model", snapshot, "--train", "--hidden", "16,16")
     assert "--hidden" in error
@@ -252,11 +278,78 @@ def test_a_dated_name_gets_a_number(tmp_path, monkeypatch):
     assert names == ["06-07-18-39-log", "06-07-18-39-2-log", "06-07-18-39-3-log"]
 
 
-def test_the_benchmark_says_how_long_a_policy_took_that_fresh_episodes_confirm(tmp_path):
-    words = ["--preset", "tuned", "--until", "-200", "--turns", "1"]  # which every policy reaches
-    result = run_command("bench.py", *words, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    turn, total = result.stdout.splitlines()[:2]
-    assert re.fullmatch(r"seed 1 +this program +\d+\.\d s", turn)
-    assert re.fullmatch(r"this program +1 of 1 solved, in (\d+\.\d) to \1 s", total)
-    assert not list(tmp_path.iterdir())
+def test_the_benchmark_prints_what_the_parts_of_a_step_take(tensorflow, here, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "STEPS", 900)
+    monkeypatch.setattr(bench, "WARM_STEPS", 600)
+    assert bench.main(["--turns", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    parts = [line[:30].rstrip() for line in lines if line.endswith(" µs")]
+    assert {"act", "environment step", "fit and predict", "whole step"} <= set(parts)
+    assert not list(here.iterdir())
+
+
+# What a run is told by
+
+
+FEW = ["--env=Corridor-v0", "--max-steps=60", "--train-start=20", "--eval-every=0", "--hidden=8"]
+OTHERS_WORDS = ["/usr/lib/ipykernel_launcher.py", "-f", "kernel.json"]
+
+
+def command_in(folder):
+    program, file, *words = shlex.split(json.loads((folder / CONFIG_FILE).read_text())["command"])
+    assert (program, file) == ("python", "run.py")
+    return words
+
+
+def assert_repeats(words, folder):
+    """The words start a run that ends with the weights of the one in the folder."""
+    (here,) = {folder.parent}
+    assert run.main([*words, "--name", "again"]) == 0
+    (ours,), (theirs,) = (here / "again-log").glob("*-60.h5"), folder.glob("*-60.h5")
+    assert all(map(np.array_equal, weights_in(ours), weights_in(theirs)))
+
+
+def test_a_runs_command_repeats_it_whatever_program_called_main(tensorflow, here, monkeypatch):
+    monkeypatch.setattr(sys, "argv", OTHERS_WORDS)
+    words = [*FEW, "--set", "max_episode_steps=9", "--name", "a b"]
+    assert run.main(words) == 0
+    kept = command_in(here / "a b-log")
+    assert kept[:-1] == [*words, "--seed"]  # which was drawn
+    assert_repeats(kept, here / "a b-log")
+
+
+def test_a_runs_command_is_that_of_the_command_line(tensorflow, here, monkeypatch):
+    words = [*FEW, "--seed=3", "--name=x"]
+    monkeypatch.setattr(sys, "argv", ["../run.py", *words])
+    assert run.main() == 0
+    assert command_in(here / "x-log") == words
+
+
+def test_a_script_that_trains_without_main_leaves_a_command_too(train, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    few = {"max_steps": 60, "train_start": 20, "eval_every": 0, "hidden": (8, 4)}
+    folder, _ = train(env="Corridor-v0", set={"max_episode_steps": 9}, seed=5, **few)
+    words = command_in(folder)
+    assert words[words.index("--hidden") :][:2] == ["--hidden", "8,4"]
+    assert_repeats(words, folder)
+
+
+# Surroundings that something is wrong with
+
+
+@pytest.mark.parametrize("words", [["--max-steps", "9000"], ["--resume", "x"], ["--model", "x"]])
+def test_where_the_current_folder_was_removed_a_line_says_so(refused, here, words, monkeypatch):
+    (here / "gone").mkdir()
+    monkeypatch.chdir(here / "gone")
+    (here / "gone").rmdir()
+    assert "no such f" in refused(*words)
+
+
+def test_a_module_that_switched_eager_execution_off_is_refused_in_one_line(here):
+    off = "import tensorflow as tf\ntf.compat.v1.disable_eager_execution()\n"
+    (here / "static.py").write_text(off)
+    training = train_forked(here, "--env static:CartPole-v1 --name x")
+    assert training.exitcode == 2
+    assert training.output.startswith("run.py: error: a module in this process has switched Tens")
+    assert training.output.count("\n") == 1
+    assert not (here / "x-log").exists()

@@ -163,7 +163,7 @@ class Unlimited(Field):
 
 
 class Sticking(Field):
-    """Its first three episodes end at once, the later ones never."""
+    """Its first 13 episodes end at once, the later ones never."""
 
     episodes = 0
 
@@ -173,7 +173,7 @@ class Sticking(Field):
 
     def step(self, action):
         observation, reward, *_ = super().step(action)
-        return observation, reward, self.episodes <= 3, False, {}
+        return observation, reward, self.episodes <= 13, False, {}
 
 
 class OldStep(Field):
@@ -439,5 +439,5 @@ gym.register("WrongLimit-v0", Field, max_episode_steps="50")
 gym.register("Nowhere-v0", "fields:Forgotten")
 gym.register("Hurried-v0", lambda: gym.wrappers.TimeLimit(Field(), 5))
 # The same name as one of gym's own.
-gymnasium.register("CartPole-v1", Field, max_episode_steps=50)
+gymnasium.register("Acrobot-v1", Field, max_episode_steps=50)
 gymnasium.register("GymsField-v0", Field, max_episode_steps=50)

@@ -1,27 +1,35 @@
 """Watching an agent: the window, GIFs, frames, and the returns that are printed."""
 
+import contextlib
 import gc
 import itertools
+import os
+import random
+import re
 import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import gym
 import numpy as np
 import pytest
-from conftest import start_command
+import scipy.stats
+from conftest import GOING_ON, ROOT, start_command
 from gym.envs.classic_control import CartPoleEnv, MountainCarEnv
 from PIL import GifImagePlugin, Image
-from players import play
+from players import STANDARD, play
 
 import run
 import see
-from harness import start
+from harness.environments import make_environment
 from harness.errors import UsageError
-from harness.frames import GifWriter
-from harness.snapshots import Snapshot
+from harness.gif import GifWriter
+from harness.watching import how_to_watch, summary_lines, t_quantile, watching
 
 QUICK = {"goal_position": -1.0}  # the first step ends the episode
+AGAIN = ["The same episodes again: --seed 1"]
 CLOSING = "q or Escape closes the window"
 
 
@@ -32,25 +40,28 @@ def names(folder):
 # The programs that play
 
 
-@pytest.fixture
-def snapshot(monkeypatch):
-    """The flags that play `along_the_velocity`, as if it had been learned."""
-    weights = [np.array([[0, 0, 0], [-1, 0, 1]], np.float32), np.float32([0, 0, 1e-9])]
-    monkeypatch.setattr(start, "find_snapshot", Path)
-    monkeypatch.setattr(start, "load_snapshot", lambda path: Snapshot(weights, {}))
-    return ["--model", "x.h5", "--seed", "7"]
+MOUNTAIN = ["--model", ROOT / "assets/mountain.h5", "--seed", "7"]
 
 
-def test_a_seed_plays_the_same_episodes_in_every_version_of_the_program(snapshot, capsys):
-    assert run.main([*snapshot, "--eval", "--episodes", "5"]) == 0
-    returns = [f"episode {n} return -{r}.0" for n, r in enumerate((123, 121, 123, 121, 124), 1)]
-    expected = ["Loaded x.h5", *returns, "episode_return_avg -122.400"]
-    assert capsys.readouterr().out.splitlines() == expected
+def run_py(*words):
+    return run.main([str(word) for word in words])
 
 
-def test_a_policy_makes_a_gif_that_only_force_overwrites(snapshot, here, capsys):
+def test_a_seed_plays_the_same_episodes_in_every_version_of_the_program(capsys):
+    assert run_py(*MOUNTAIN, "--eval", "--episodes", 5) == 0
+    _loaded, *lines = capsys.readouterr().out.splitlines()
+    returns = [-102.0, -85.0, -103.0, -87.0, -103.0]
+    episodes = [f"episode {n} return {one:.1f}" for n, one in enumerate(returns, start=1)]
+    assert lines[:5] == episodes
+    assert lines[-2:] == [
+        "The same episodes again: --seed 7",
+        f"episode_return_avg {np.mean(returns):.3f}",
+    ]
+
+
+def test_a_policy_makes_a_gif_that_only_force_overwrites(here, capsys):
     for status, *force in [(0,), (2,), (0, "--force")]:
-        assert run.main([*snapshot, "--gif", "trained.gif", *force]) == status
+        assert run_py(*MOUNTAIN, "--gif", "trained.gif", *force) == status
     assert (here / "trained.gif").exists()
     assert "--gif: trained.gif exists already; --force overwrites it" in capsys.readouterr().err
 
@@ -60,9 +71,10 @@ def test_see_plays_five_random_episodes(monkeypatch, capsys):
     # Real time would be 33 s.
     monkeypatch.setitem(MountainCarEnv.metadata, "render_fps", 10_000)
     assert see.main(["--seed", "1"]) == 0
-    lines = [f"episode {n} return -200.0" for n in range(1, 6)]
-    shown = [CLOSING, *lines, "episode_return_avg -200.000"]
-    assert capsys.readouterr().out.splitlines() == shown
+    closing, *lines = capsys.readouterr().out.splitlines()
+    assert closing == CLOSING
+    assert lines[:5] == [f"episode {n} return -200.0" for n in range(1, 6)]
+    assert lines[-1] == "episode_return_avg -200.000"
 
 
 def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatch):
@@ -73,20 +85,15 @@ def test_see_takes_the_actions_that_the_environment_has(here, capsys, monkeypatc
         return step(env, action)
 
     monkeypatch.setattr(CartPoleEnv, "step", recorded_step)
+    plays = []
     for _ in range(2):
         assert see.main(["--env", "CartPole-v1", "--seed", "1", "--images", "--force"]) == 0
-    assert set(actions) == {0, 1}
-    half = len(actions) // 2
-    assert actions[:half] == actions[half:]
-    frames = half - 2 + 1  # the check of the environment took each action once
-    assert capsys.readouterr().out.count(f"Saved {frames} frames in {here}\n") == 2
-
-
-def test_an_episode_that_does_not_end_is_given_up_with_the_cure(capsys, monkeypatch, environments):
-    monkeypatch.setattr("harness.viewer.PATIENCE", 30)
-    play(lambda observation: 1, env="fields:Unlimited-v0", eval=True, episodes=3)
-    line = "episode 1 doesn't end; give the environment a time limit, such as --set max_episode_st"
-    assert capsys.readouterr().out.startswith(line)
+        shown = capsys.readouterr().out
+        steps = int(re.search(r"episode 1 return (\d+)\.0\n", shown)[1])  # each is worth 1
+        assert f"Saved {steps + 1} frames in frames\n" in shown
+        plays.append(actions[-steps:])  # the check of the environment came before
+    assert set(plays[0]) == {0, 1}
+    assert plays[0] == plays[1]
 
 
 def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
@@ -95,9 +102,166 @@ def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "")
-    assert stdout.splitlines()[-2:] == ["Saved x.gif", "episode_return_avg -200.000"]
+    assert "Saved x.gif\n" in stdout
+    assert stdout.endswith("episode_return_avg -200.000\n")
     assert "episode 20 " not in stdout
     assert Image.open("x.gif").n_frames > 1
+
+
+# The returns
+
+
+def lines_of(capsys, **given):
+    play(**given)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_returns_are_summed_up(capsys):
+    *episodes, summed, interval, solved, again, average = lines_of(capsys, eval=True, episodes=6)
+    returns = np.array([float(line.split()[-1]) for line in episodes])
+    assert summed == (
+        f"6 episodes: mean {returns.mean():.2f}, standard deviation {returns.std(ddof=1):.2f}, "
+        f"least {returns.min():.1f}, most {returns.max():.1f}"
+    )
+    error = scipy.stats.sem(returns)
+    low, high = scipy.stats.t.interval(0.95, 5, returns.mean(), error)
+    assert interval == f"95 % interval of the mean: {low:.2f} to {high:.2f}"
+    assert solved == "Solved: 0 % of the episodes (-110 or more)"
+    assert again == "The same episodes again: --seed 1"
+    assert average == f"episode_return_avg {returns.mean():.3f}"
+
+
+def test_the_share_of_solved_episodes_counts_those_that_reach_the_threshold():
+    lines = summary_lines([-109.0, -110.0, -111.0, -112.0], -110.0, 3)
+    assert "Solved: 50 % of the episodes (-110 or more)" in lines
+    assert not any("Solved" in line for line in summary_lines([1.0, 2.0, 3.0], None, 3))
+
+
+def test_two_episodes_are_too_few_for_statistics(capsys):
+    lines = lines_of(capsys, eval=True, episodes=2, set=QUICK, seed=5)
+    assert lines[2:] == ["The same episodes again: --seed 5", "episode_return_avg -1.000"]
+
+
+@pytest.mark.parametrize("freedom", [2, 3, 5, 20, 99])
+def test_the_quantiles_are_students(freedom):
+    assert t_quantile(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+def test_the_returns_are_written_as_csv(here, capsys):
+    lines = lines_of(capsys, eval=True, episodes=3, csv="returns.csv")
+    returns = [line.split()[-1] for line in lines[:3]]
+    assert "Saved returns.csv" in lines
+    expected = ["episode,return", *(f"{n},{one}" for n, one in enumerate(returns, start=1))]
+    assert (here / "returns.csv").read_text().splitlines() == expected
+    with pytest.raises(UsageError, match=r"^--csv: returns\.csv exists already; --force"):
+        play(policy=None, eval=True, csv="returns.csv")
+    play(eval=True, csv="returns.csv", force=True, set=QUICK)
+    assert (here / "returns.csv").read_text() == "episode,return\n1,-1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing/x.csv", "no such file or directory"), ("folder", "it is a folder"), ("", "it is a")],
+)
+def test_returns_that_cannot_be_written_are_refused_before_anything_is_played(here, name, reason):
+    (here / "folder").mkdir()
+    with pytest.raises(UsageError, match=rf"^--csv: can't write {name}: {reason}"):
+        play(policy=None, eval=True, csv=name, force=True)
+    assert names(here) == ["folder"]
+
+
+def test_force_alone_is_refused():
+    with pytest.raises(UsageError, match="it needs --gif, --images or --csv"):
+        play(policy=None, eval=True, force=True)
+
+
+def test_an_episode_that_does_not_end_is_given_up_with_the_cure(capsys):
+    settings = SimpleNamespace(**STANDARD | {"eval": True})
+    with watching(settings, GOING_ON) as (_, watcher):
+        watcher.reset()
+        watcher.give_up()
+    line = "episode 1 doesn't end; give the environment a time limit, such as --set max_episode_st"
+    assert capsys.readouterr().out.startswith(line)
+
+
+def test_ctrl_c_ends_watching_after_the_step(capsys):
+    stop = SimpleNamespace(number=0)
+
+    def interrupted(observation):
+        stop.number = signal.SIGINT
+        return 1
+
+    assert lines_of(capsys, policy=interrupted, stop=stop, eval=True) == [
+        "no episode was completed"
+    ]
+
+
+class Dice(gym.Env):
+    """Draws from the generators of the whole process."""
+
+    observation_space = gym.spaces.Box(0, 6, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        return np.array([np.random.randint(6)], np.float32), {}
+
+    def step(self, action):
+        reward = np.random.randint(1000) + random.randint(0, 1000)
+        return np.zeros(1, np.float32), reward, True, False, {}
+
+
+gym.register("Dice-v0", entry_point=Dice)
+
+
+def test_a_seed_also_decides_what_comes_from_the_generators_of_the_process(capsys):
+    played = []
+    for seed in (2**33, 2**33, 2**33 + 1):
+        random.seed(len(played))
+        np.random.seed(len(played))
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        given = {"env": "Dice-v0", "eval": True, "episodes": 3, "seed": seed}
+        played.append(lines_of(capsys, policy=lambda _: 0, **given))
+    one, same, other = played
+    assert one == same
+    assert one[:3] != other[:3]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+# What a summary offers
+
+
+@pytest.fixture
+def no_display(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("env", "with_display", "without"),
+    [
+        ("MountainCar-v0", [], ["--gif", "car-best.gif"]),
+        ("paths:Path-v0", [], ["--gif", "car-best.gif"]),
+        ("paths:Texts-v0", ["--eval"], ["--eval"]),
+        ("paths:Limited-v0", ["--eval"], ["--eval"]),
+        ("fields:DrawnWithoutConstructor-v0", ["--eval"], ["--eval"]),
+        ("fields:DrawnWithoutRenderMode-v0", ["--eval"], ["--eval"]),
+        ("Corridor-v0", ["--eval"], ["--eval"]),
+    ],
+)
+def test_what_can_be_watched_here_is_offered(no_display, environments, env, with_display, without):
+    with contextlib.closing(make_environment(env)) as made:
+        assert how_to_watch(made, Path("car-log/car-best.h5")) == without
+        for platform, variable in (
+            ("linux", "DISPLAY"),
+            ("linux", "WAYLAND_DISPLAY"),
+            ("darwin", "X"),
+        ):
+            with no_display.context() as patch:
+                patch.setattr(sys, "platform", platform)
+                patch.setenv(variable, ":0")
+                assert how_to_watch(made, Path("car-log/car-best.h5")) == with_display
 
 
 # Pictures
@@ -105,7 +269,7 @@ def test_ctrl_c_ends_with_the_gif_and_the_average_so_far(here):
 
 def test_a_gif_loops_and_is_small_and_pauses_at_the_end_with_the_car_at_the_flag(here, capsys):
     play(gif="flag.gif")
-    lines = ["episode 1 return -124.0", "Saved flag.gif", "episode_return_avg -124.000"]
+    lines = ["episode 1 return -124.0", "Saved flag.gif", *AGAIN, "episode_return_avg -124.000"]
     assert capsys.readouterr().out.splitlines() == lines
     assert (here / "flag.gif").stat().st_size < 1e5
     frames, milliseconds = [], 0
@@ -123,32 +287,34 @@ def test_a_gif_loops_and_is_small_and_pauses_at_the_end_with_the_car_at_the_flag
     assert (last[right].sum(axis=2) < 100).sum() > (first[right].sum(axis=2) < 100).sum() + 300
 
 
-def test_frames_are_named_after_episode_and_step(here, capsys):
+FRAMES = ["1_000000.png", "1_000001.png", "2_000000.png", "2_000001.png"]
+
+
+def test_frames_are_named_after_episode_and_step_in_a_folder_of_their_own(here, capsys):
     play(images=True, episodes=2, set=QUICK)
-    expected = ["1_000000.png", "1_000001.png", "2_000000.png", "2_000001.png"]
-    assert names(here) == expected
-    with Image.open("2_000001.png") as picture:
+    assert names(here) == ["frames"]
+    assert names(here / "frames") == FRAMES
+    with Image.open("frames/2_000001.png") as picture:
         assert picture.size == (600, 400)
-    assert f"Saved 4 frames in {here}\n" in capsys.readouterr().out
+    assert "Saved 4 frames in frames\n" in capsys.readouterr().out
 
 
 def test_existing_frames_are_refused_before_anything_is_played(here):
-    (here / "2_000007.png").write_text("mine")
-    with pytest.raises(UsageError, match=r"--images: 2_000007\.png exists already; --force"):
+    (here / "frames").mkdir()
+    with pytest.raises(UsageError, match=r"--images: frames exists already; --force"):
         play(policy=None, episodes=2, images=True)
-    assert names(here) == ["2_000007.png"]
-    assert (here / "2_000007.png").read_text() == "mine"
+    assert names(here / "frames") == []
 
 
-def test_force_replaces_earlier_frames_of_these_episodes_and_nothing_else(here):
-    others = ["10_000001.png", "1_7.png", "1_000007.txt", "3_000001.png", "holiday_000001.png"]
-    for name in ["1_000001.png", "2_000150.png", *others]:
-        (here / name).write_text("there before")
+def test_force_replaces_earlier_frames_and_nothing_else(here):
+    others = ["1_7.png", "1_000007.txt", "holiday_000001.png"]
+    (here / "frames").mkdir()
+    for name in ["1_000001.png", "2_000150.png", "10_000001.png", *others]:
+        (here / "frames" / name).write_text("there before")
     play(images=True, episodes=2, set=QUICK, force=True)
-    frames = ["1_000000.png", "1_000001.png", "2_000000.png", "2_000001.png"]
-    assert names(here) == sorted([*frames, *others])
-    assert {(here / name).read_text() for name in others} == {"there before"}
-    assert (here / "1_000001.png").read_bytes().startswith(b"\x89PNG")
+    assert names(here / "frames") == sorted([*FRAMES, *others])
+    assert {(here / "frames" / name).read_text() for name in others} == {"there before"}
+    assert (here / "frames" / "1_000001.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +347,20 @@ def test_a_failure_to_write_is_one_line_even_without_the_systems_words(here, mon
     with pytest.raises(UsageError, match=r"^--\w+: can't write \S+: encoder error -2$"):
         play(set=QUICK, **flags)
     assert names(here) == []
+
+
+def test_files_are_written_where_the_user_stands_wherever_the_environment_goes(here):
+    (here / "away").mkdir()
+
+    def goes_away(observation):
+        os.chdir(here / "away")
+        return 2
+
+    for files in {"gif": "x.gif", "csv": "x.csv"}, {"images": True}:
+        os.chdir(here)
+        play(goes_away, set=QUICK, **files)
+    assert names(here) == ["away", "frames", "x.csv", "x.gif"]
+    assert names(here / "frames") == FRAMES[:2]
 
 
 def forwards(observation):
@@ -348,7 +528,7 @@ def test_closing_the_window_ends_with_the_average_so_far(titles, capsys, event):
         return 0  # away from the goal
 
     play(closes_in_episode_3, episodes=9, set=QUICK)
-    lines = ["episode 1 return -1.0", "episode 2 return -1.0", "episode_return_avg -1.000"]
+    lines = ["episode 1 return -1.0", "episode 2 return -1.0", *AGAIN, "episode_return_avg -1.000"]
     assert capsys.readouterr().out.splitlines() == [CLOSING, *lines]
 
 

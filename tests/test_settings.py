@@ -1,0 +1,30 @@
+"""The fields of a settings class, which are the flags."""
+
+import dataclasses
+
+import pytest
+
+import run
+from harness.settings import COMMANDS, EVERYWHERE, Actions, PlaySettings, flags_of
+
+WORDS = {*COMMANDS, "change", "sweep", "search", "see"}
+
+
+@pytest.mark.parametrize("kind", [run.Settings, Actions, PlaySettings])
+def test_every_field_is_a_flag_with_bounds_help_and_commands(kind):
+    flags = flags_of(kind, presets=run.PRESETS)
+    assert list(flags) == [field.name for field in dataclasses.fields(kind)]
+    for flag in flags.values():
+        assert flag.kind in (int, float, bool, str, tuple, dict)
+        if flag.kind in (int, float, tuple):
+            assert flag.least < flag.most
+        assert flag.help and flag.group and flag.commands
+        assert flag.commands <= WORDS and flag.places <= EVERYWHERE
+        assert flag.default is None or flag.check(flag.default) == flag.default
+
+
+def test_a_preset_holds_values_that_its_flags_take():
+    flags = flags_of(run.Settings)
+    for values in run.PRESETS.values():
+        assert all(flags[name].check(value) == value for name, value in values.items())
+        assert all("sweep" in flags[name].commands for name in values)
