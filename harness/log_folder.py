@@ -80,7 +80,7 @@ def find_log_folder(text: str, flag: str = "--resume", kind: str = "log") -> Pat
             return folder
     if folders:
         return folders[0]  # whose reader finds out what is missing there
-    if path.is_file() and flag == "--resume" and _holds_run(path.parent, kind):
+    if os.path.isfile(path) and flag == "--resume" and _holds_run(path.parent, kind):
         raise UsageError(f"--resume names a folder, not a file: --resume {path.parent}")
     raise UsageError(f"{flag} {text!r}: no such folder; {_existing_runs(path.parent, kind)}")
 

@@ -195,8 +195,8 @@ class FlatModel:
         """
         theirs, ours = json.loads(state["made_of"].tobytes()), self._made_of()
         difference = first_difference(theirs["network"], ours["network"])
-        if not difference and theirs != ours:
-            changed = [name for name in ("optimizer", "loss") if theirs[name] != ours[name]]
+        changed = [name for name in ("optimizer", "loss") if theirs[name] != ours[name]]
+        if changed and not difference:
             difference = f"create_model compiles another {' and '.join(changed)}"
         if difference:
             raise UsageError(

@@ -452,7 +452,7 @@ def test_a_run_prints_its_lines(small_run):
     assert lines[-1].startswith("every return is the same: all 6 episodes returned -200")
     others = len(lines) - created - 1 - len(logs) - len(evaluations) - len(saved)
     assert lines[created + 1] == "Seed 7"
-    assert others == 4  # the seed, steps and speed, and that, before the end too
+    assert others == 3  # the seed, steps and speed, and that
 
 
 def test_a_run_leaves_its_files(small_run):
