@@ -87,7 +87,8 @@ def test_a_killed_and_resumed_search_loses_nothing_and_counts_nothing_twice(stor
     assert len(story.before) == 2
     assert [one.params for one in story.after[:2]] == [one.params for one in story.before]
     left = 3 - sum(one.state.is_finished() for one in story.before)
-    assert left and f"{left} of 3 proposals to train" in story.second.out
+    said = re.search(r"(\d) of 3 proposals to train", story.second.out)
+    assert int(said[1]) in (left, left - 1)  # its worker may have ended the second one
     assert len(story.after) == 3 and len(story.rows) == 3 + 2
     for path, written in story.first.items():
         untouched = story.interrupted.removesuffix("-log") != path.stem
