@@ -42,6 +42,8 @@ AUTORESET = ("AutoResetWrapper", "Autoreset")
 FINAL = ("final_observation", "final_obs")  # where such wrappers keep an episode's last one
 RUNNING = ("NormalizeObservation", "NormalizeReward")  # normalise by what they have seen so far
 FLOAT32 = np.dtype(np.float32)
+# NumPy 2 writes np.float64(0.5), where 0.5 says as much in a message.
+PLAIN_NUMBERS: dict[str, Any] = {"legacy": "1.25"} if np.__version__ >= "2" else {}
 LARGEST = float(np.finfo(FLOAT32).max)
 STEP_VALUES = "(observation, reward, terminated, truncated, info), as since gym 0.26"
 RESET_VALUES = "(observation, info), info being a dict, as since gym 0.26"
@@ -793,7 +795,8 @@ def _numbers(spaces: ModuleType, space: Any, value: Any) -> Any:
 def _shown(value: Any) -> str:
     """A value in a message: its text if that is short, else its type."""
     try:
-        text = " ".join(repr(value).split())
+        with np.printoptions(**PLAIN_NUMBERS):
+            text = " ".join(repr(value).split())
     except Exception:  # of any kind: it is code of the environment's
         return f"a {type(value).__name__}"
     return text if text == _cut(text) else f"a {type(value).__name__} {_cut(text)}"

@@ -913,6 +913,8 @@ def test_a_module_of_ones_own_may_import_others_that_have_names_of_ours(here):
 @pytest.mark.parametrize("removed", [True, False])
 @pytest.mark.parametrize("group", ["gym.envs", "gymnasium.envs"])
 def test_neither_a_removed_folder_nor_a_broken_plugin_is_in_the_way(here, removed, group):
+    if removed and sys.version_info >= (3, 13):
+        pytest.skip("on Python 3.13, NumPy itself can't be imported in a removed folder")
     for name, value in [("broken", "broken_plugin:register"), ("root", "json"), ("bad", "os:abc")]:
         folder = here / f"packages/{name}-1.dist-info"
         folder.mkdir(parents=True)

@@ -381,7 +381,7 @@ class OneActionFails(Field):
     """Action 3 was forgotten."""
 
     def step(self, action):
-        return super().step({0: 0, 1: 1, 2: 2}[action])
+        return super().step({0: 0, 1: 1, 2: 2}[int(action)])
 
 
 class LateNaN(Field):
