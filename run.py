@@ -73,9 +73,8 @@ class Settings(RunSettings):
         0, 0, MANY, "fits over which the learning rate falls, 0 for none"
     )
     double_q: int = setting(0, 0, 1, "1: Double Q-learning, 0: the tutorial's")
-    n_step: int = setting(
-        1, 1, 1000, "rewards summed before bootstrapping, up to the next action that isn't greedy"
-    )
+    n_step: int = setting(1, 1, 1000, "rewards summed before bootstrapping")
+    cut_sums: int = setting(0, 0, 1, "1: such sums end before an action that isn't greedy")
     hidden: tuple[int, ...] = setting((32, 32), 1, 8192, "units of each hidden layer")
     scale_inputs: float = setting(
         0.0,
@@ -119,14 +118,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tuned": {
         "gamma": 0.998,
         "learning_rate": 0.002,
-        "final_learning_rate": 0.0005,
-        "learning_rate_decay_steps": 100000,
-        "double_q": 1,
         "n_step": 10,
         "hidden": (64, 64),
         "scale_inputs": 4.4,
-        "target_update_every": 200,
-        "epsilon_decay_steps": 10000,
+        "batch_size": 96,
+        "target_update_every": 400,
+        "epsilon_decay_steps": 7000,
         "max_repeat": 50,
         "ema_momentum": 0.999,
         "max_steps": 100000,
@@ -470,7 +467,7 @@ def train(
                 q_values = q_function(observation)
 
             action = exploration.action(q_values, step)
-            if settings.n_step > 1 and action != greedy_action(q_values):
+            if settings.cut_sums and action != greedy_action(q_values):
                 replay_buffer.cut(observation)
             next_observation, reward, terminated, truncated, _ = env.step(action)
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
