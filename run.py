@@ -30,7 +30,6 @@ from harness.errors import TrainingError, diverged
 from harness.network import (
     FlatModel,
     QFunction,
-    check_network,
     compile_q_function,
     load_q_function,
     make_models,
@@ -359,6 +358,36 @@ def validation_step(settings: Settings) -> int:
     return max(min(settings.q_validation_size, first_evaluation), settings.n_step)
 
 
+def evaluate_policy(run: TrainingRun, env: Environment) -> None:
+    """Evaluate what a run has learned so far, and keep the snapshot if it is the best.
+
+    Where the mean return reaches `--until`, fresh episodes must confirm it: the best of many
+    evaluations is partly luck.
+
+    Args:
+        env: one that training doesn't use.
+    """
+    settings, progress, q_function = run.settings, run.progress, run.q_function()
+
+    def play_episodes(purpose: int, steps: int, episodes: int) -> list[float]:
+        seed = settings.seed, purpose, progress.step
+        with run.evaluation_bar(steps, episodes) as bar:
+            return evaluate(env, q_function, seed, steps, episodes, settings.eval_epsilon, bar)
+
+    returns = play_episodes(EVALUATION, settings.eval_steps, LEAST_EPISODES)
+    episode_return_avg = float(np.mean(returns)) if returns else math.nan
+    avg_max_q_value = math.nan
+    if len(progress.q_validation_observations):
+        q_values = q_function(progress.q_validation_observations)
+        avg_max_q_value = float(q_values.max(axis=1).mean())
+    run.log_evaluation(returns, episode_return_avg, avg_max_q_value)
+    if episode_return_avg > progress.best_average:
+        run.save_best(episode_return_avg)
+    if progress.step and settings.until is not None and episode_return_avg >= settings.until:
+        returns = play_episodes(CONFIRMATION, 0, CONFIRMING_EPISODES)
+        run.log_confirmation(returns, CONFIRMING_EPISODES)
+
+
 def train(
     settings: Settings,
     stop: Any = None,
@@ -393,10 +422,9 @@ def train(
     with ExitStack() as stack:
         env, eval_env = stack.enter_context(start.environments(settings))
         keras_model = make_network(env, settings)
-        check_network(keras_model, env)
+        model, target_model = make_models(keras_model, env, settings.scale_inputs, snapshot)
         if not resumed:
             keras_model.summary(print_fn=lambda text: log(text.rstrip()))
-        model, target_model = make_models(keras_model, env, settings.scale_inputs, snapshot)
         fit_and_predict = compile_fit_and_predict(
             model, target_model, settings.batch_size, bool(settings.double_q)
         )
@@ -409,55 +437,31 @@ def train(
         replay_buffer = ReplayBuffer(
             settings.buffer_size, env.observation_size, settings.gamma, settings.n_step, replay_rng
         )
-        run = stack.enter_context(
-            TrainingRun(
-                settings,
-                env,
-                q_function_of=q_function_of,
-                parts={
-                    "model": model,
-                    "target_model": target_model,
-                    "replay_buffer": replay_buffer,
-                    "rng": rng,
-                    "replay_rng": replay_rng,
-                },
-                make_logger=TensorBoardLogger,
-                evaluate=evaluate,
-                stop=stop,
-                resumed=resumed,
-                on_evaluation=on_evaluation,
-                place=place,
-                command=command,
-            )
+        run = TrainingRun(
+            settings,
+            env,
+            parts={
+                "model": model,
+                "target_model": target_model,
+                "replay_buffer": replay_buffer,
+                "rng": rng,
+                "replay_rng": replay_rng,
+            },
+            q_function=lambda: q_function_of(model.averaged_weights()),
+            make_logger=TensorBoardLogger,
+            evaluate=evaluate,
+            stop=stop,
+            resumed=resumed,
+            on_evaluation=on_evaluation,
+            place=place,
+            command=command,
         )
+        stack.enter_context(run)
         progress = run.progress
-
-        def play_episodes(purpose: int, steps: int, episodes: int) -> list[float]:
-            q_function = q_function_of(model.averaged_weights())
-            seed = settings.seed, purpose, progress.step
-            with run.evaluation_bar(steps, episodes) as bar:
-                return evaluate(
-                    eval_env, q_function, seed, steps, episodes, settings.eval_epsilon, bar
-                )
-
-        def evaluate_policy() -> float:
-            returns = play_episodes(EVALUATION, settings.eval_steps, LEAST_EPISODES)
-            episode_return_avg = float(np.mean(returns)) if returns else math.nan
-            avg_max_q_value = math.nan
-            if len(progress.q_validation_observations):
-                q_function = q_function_of(model.averaged_weights())
-                q_values = q_function(progress.q_validation_observations)
-                avg_max_q_value = float(q_values.max(axis=1).mean())
-            run.log_evaluation(returns, episode_return_avg, avg_max_q_value)
-            if episode_return_avg > progress.best_average:
-                run.save_best(episode_return_avg)
-            return episode_return_avg
-
         drawing_step = validation_step(settings)
-
-        if snapshot and settings.eval_every:
-            evaluate_policy()
         episode_ended = True
+        if snapshot and settings.eval_every:
+            evaluate_policy(run, eval_env)
         for step in run.steps():
             if episode_ended:
                 progress.episode += 1
@@ -494,11 +498,7 @@ def train(
                     settings.q_validation_size, validation_rng
                 )
             if run.is_due(settings.eval_every):
-                episode_return_avg = evaluate_policy()
-                if settings.until is not None and episode_return_avg >= settings.until:
-                    run.log_confirmation(
-                        play_episodes(CONFIRMATION, 0, CONFIRMING_EPISODES), CONFIRMING_EPISODES
-                    )
+                evaluate_policy(run, eval_env)
             if run.is_due(settings.snapshot_every):
                 run.save()
     return run

@@ -313,6 +313,7 @@ class RunSettings(CommonSettings):
     max_steps: int
     eval_every: int
     eval_steps: int
+    eval_epsilon: float
     log_every: int
     snapshot_every: int
 

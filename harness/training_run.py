@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from harness.arrays import Weights
 from harness.diagnosis import new_findings
 from harness.environments import Environment
 from harness.errors import TrainingError, diverged
@@ -70,8 +69,8 @@ class TrainingRun:
         self,
         settings: RunSettings,
         env: Environment,
-        q_function_of: Callable[[Weights], QFunction],
         parts: Parts,
+        q_function: Callable[[], QFunction],
         make_logger: Callable[[Path], Logger],
         evaluate: Callable[..., object],
         stop: Stop | None = None,
@@ -83,14 +82,15 @@ class TrainingRun:
         """Begin a run in a new log folder, or continue one that was stopped.
 
         Args:
-            q_function_of: the Q function of the network with some weights.
             parts: what `save_state` saves beside `progress`, the FlatModel "model" among it; a
                 stopped run's state is given back to them.
+            q_function: the Q function of the policy that is evaluated, filmed and drawn, that is,
+                of the averaged weights, as it is now.
             evaluate: run.py's, for a film.
             place: where the new log folder is made, by default the current folder.
             command: that repeats the run, for config.json; by default one of all its settings.
         """
-        self.settings, self.env, self.q_function_of = settings, env, q_function_of
+        self.settings, self.env, self.q_function = settings, env, q_function
         self.parts, self.model, self.evaluate = parts, cast(FlatModel, parts["model"]), evaluate
         self.stop, self.on_evaluation = stop, on_evaluation
         self._stack = contextlib.ExitStack()
@@ -307,9 +307,8 @@ class TrainingRun:
     def _film_episode(self, ended: bool = False) -> None:
         if self.film and (ended or not self.over) and self.film.is_due(self.progress.step, ended):
             with self.film.scene(self.progress.step):
-                q_function = self.q_function_of(self.model.averaged_weights())
                 seed = self.settings.seed, FILM  # all episodes begin alike
-                self.evaluate(self.film.env, q_function, seed, listener=self.film)
+                self.evaluate(self.film.env, self.q_function(), seed, listener=self.film)
             self._lap()
 
     def _diagnose(self) -> None:
@@ -323,7 +322,7 @@ class TrainingRun:
         """Draw the run, and what it has learned."""
         from harness import plots  # imports Matplotlib, which --help must not wait for
 
-        q_function = self.q_function_of(self.model.averaged_weights())
+        q_function = self.q_function()
         pictures = plots.attempt_picture(plots.draw_pictures, self.env, q_function)
         if pictures:
             self.logger.log_images(self.progress.step, plots.SIZE, pictures)
