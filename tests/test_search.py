@@ -11,12 +11,10 @@ from sweeping import SWEEP, communicate, leave, make, rows_of, start, wait_for, 
 
 pytest.importorskip("ray", reason="requirements-sweep.txt isn't installed")
 import optuna
-from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from harness.errors import UsageError
-from harness.sweeps.pictures import draw_search
 from harness.sweeps.report import verdict
 from harness.sweeps.runs import is_finished
 from harness.sweeps.search import Proposals, budget, distribution, random_return
@@ -106,7 +104,6 @@ def test_what_asha_stopped_has_its_state_and_its_row(story):
     saved = 1 - sum(trained_steps(story)) / (3 * 3000)
     line = f"ASHA stopped {len(stopped)} of 3 proposals early: .* {saved:.0%} saved"
     assert re.search(line, story.second.out)
-    assert (story.folder / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
 def trained_steps(story):
@@ -298,26 +295,6 @@ def test_asha_stops_what_is_worse_than_before_and_no_ties(proposals):
     assert "stopped early at step 300" in train(again, *[-200.5] * 3)
     assert train(again, *[-200] * 3) is None
     assert "stopped early at step 600" in train(again, *[-200] * 5, -151.5)
-
-
-def test_the_picture_of_a_search_has_choices_in_their_order(tmp_path, monkeypatch):
-    figures = []
-
-    def savefig(figure, path, **_options):
-        figures.append(figure)
-        path.touch()
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    made = Proposals(tmp_path, searching("--search 3 --seeds 1 --n-step 1 10 2 --max-steps 1000"))
-    for average in (-150, -140, -130):
-        job = made.next_job()
-        leave_again(tmp_path, job.trial, *[average] * 10)
-        made.job_ended(job.trial, failed=False)
-    draw_search(tmp_path / "search.png", made)
-    (axes,) = figures[0].axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "10", "2"]
-    shown = {float(x): y for x, y in axes.collections[0].get_offsets()}
-    assert shown == {[1, 10, 2].index(p.values["n_step"]): made.last_score(p) for p in made.made}
 
 
 def test_the_budget_counts_what_was_trained(tmp_path):

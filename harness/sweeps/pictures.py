@@ -1,4 +1,4 @@
-"""The pictures of a sweep: learning curves, and what a search has tried.
+"""The pictures of a sweep: its learning curves.
 
 Call what draws through `attempt_picture`: it imports Matplotlib, which takes long and can fail.
 """
@@ -6,7 +6,7 @@ Call what draws through `attempt_picture`: it imports Matplotlib, which takes lo
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,24 +19,14 @@ from harness.plots import (
     plot_curve,
     plot_threshold,
 )
-from harness.settings import as_text
-from harness.sweeps.results import EVALUATION, STOPPED, Run, evaluations_of, interquartile_mean
-from harness.sweeps.space import Range
+from harness.sweeps.results import EVALUATION, Run, evaluations_of, interquartile_mean
 from harness.terminal import log
 from harness.whole_files import write_file
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from harness.sweeps.search import Proposals
 
 DPI = 100
 WIDTH, HEIGHT = 900, 450  # of a plot of learning curves, in pixels
 LINE_HEIGHT = 22  # of the legend and the title
 WIDEST = 95  # characters of a label
-COLUMNS = 3  # of a search's plots
-TRIED_WIDTH, TRIED_HEIGHT = 400, 350
-MOST_UPRIGHT = 24  # characters of an axis' choices that fit side by side
 
 
 def draw_curves(path: Path, runs: Sequence[Run], title: str) -> None:
@@ -97,50 +87,3 @@ def curve(runs: Sequence[Run]) -> tuple[Any, Any, Any, Any]:
     averages = averages.sort_index().ffill()  # a run that ended early keeps its last one
     lower, upper = np.quantile(averages, [0.25, 0.75], axis=1)
     return averages.index, interquartile_mean(averages, axis=1), lower, upper
-
-
-def draw_search(path: Path, proposals: "Proposals") -> None:
-    """Draw each searched hyperparameter against the result; each point is one of the proposals."""
-    searched = proposals.search.searched
-    ended = [proposal for proposal in proposals.made if proposal.ended]
-    result = "score" if proposals.scales else "episode_return_avg"
-    columns = min(len(searched), COLUMNS)
-    rows = -(-len(searched) // columns)
-    with default_style():
-        figure = new_figure(TRIED_WIDTH * columns, TRIED_HEIGHT * rows + 2 * LINE_HEIGHT, DPI)
-        figure.set_layout_engine("constrained")
-        for number, (name, values) in enumerate(searched.items(), start=1):
-            axes = figure.add_subplot(rows, columns, number, xlabel=name, ylabel=result)
-            positions = draw_ticks(axes, values)
-            for stopped, marker, label in ((False, "o", "finished"), (True, "x", STOPPED)):
-                shown = [proposal for proposal in ended if proposal.stopped == stopped]
-                tried = [proposal.values[name] for proposal in shown]
-                where = [positions.get(as_text(value), value) for value in tried]
-                scores = [proposals.last_score(proposal) for proposal in shown]
-                axes.scatter(where, scores, marker=marker, label=f"{label} ({len(shown)})")
-            axes.grid(alpha=0.3)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        write_file(path, figure.savefig)
-    log(f"Drew {path}")
-
-
-def draw_ticks(axes: "Axes", values: Range | list) -> dict[str, int]:
-    """Prepare the x axis for a hyperparameter; return where its choices are, in their order."""
-    if not isinstance(values, Range):
-        choices = [as_text(value) for value in values]
-        axes.set_xticks(range(len(choices)), labels=choices)
-        axes.set_xlim(-0.5, len(choices) - 0.5)
-        if sum(map(len, choices)) > MOST_UPRIGHT:
-            axes.tick_params("x", rotation=90)
-        return {choice: position for position, choice in enumerate(choices)}
-    if values.logarithmic:
-        from matplotlib.ticker import NullFormatter
-
-        axes.set_xscale("log")
-        ticks = np.geomspace(values.low, values.high, 3)  # Matplotlib's own would overlap
-        axes.set_xticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(ticks[0] / 1.1, ticks[-1] * 1.1)
-    else:
-        axes.locator_params(axis="x", nbins=5)
-    return {}

@@ -48,8 +48,6 @@ def run_grid(sweep: Sweep, trials: Sequence[Trial]) -> tuple[bool, bool]:
 
 def run_search(sweep: Sweep, search: Search) -> tuple[bool, bool]:
     """Run what is missing of a Search, and report; return whether all has ended, and finished."""
-    from harness.plots import attempt_picture
-    from harness.sweeps.pictures import draw_search
     from harness.sweeps.report import show_results, verdict
     from harness.sweeps.results import FAILED, STOPPED, UNFINISHED, runs_of
     from harness.sweeps.search import Proposals, budget
@@ -81,8 +79,6 @@ def run_search(sweep: Sweep, search: Search) -> tuple[bool, bool]:
         statuses |= run_missing(sweep, confirmation)
         trials += confirmation
     results = show_results(folder, runs_of(folder, trials, statuses), search.fresh_seeds)
-    if ended:
-        attempt_picture(draw_search, folder / "search.png", proposals)
     found = set(results["status"])
     if contenders and UNFINISHED not in found:
         scores = {label: proposals.fresh_scores(some) for label, some in contenders.items()}
