@@ -30,6 +30,7 @@ from harness.errors import TrainingError, diverged
 from harness.network import (
     FlatModel,
     QFunction,
+    check_network,
     compile_q_function,
     load_q_function,
     make_models,
@@ -422,9 +423,10 @@ def train(
     with ExitStack() as stack:
         env, eval_env = stack.enter_context(start.environments(settings))
         keras_model = make_network(env, settings)
-        model, target_model = make_models(keras_model, env, settings.scale_inputs, snapshot)
+        check_network(keras_model, env)
         if not resumed:
             keras_model.summary(print_fn=lambda text: log(text.rstrip()))
+        model, target_model = make_models(keras_model, env, settings.scale_inputs, snapshot)
         fit_and_predict = compile_fit_and_predict(
             model, target_model, settings.batch_size, bool(settings.double_q)
         )

@@ -27,6 +27,7 @@ QS = "impossible Q values"
 RATE = "the learning rate is too high"
 EPSILON = "epsilon fell too early"
 SAME = "every return is the same"
+NOTHING = "nothing was learned"
 FELL = "the policy fell back"
 ENDLESS = "an episode doesn't end"
 
@@ -62,23 +63,19 @@ def new_findings(
     return new
 
 
-def closing_findings(
-    run: Progress, settings: RunSettings, threshold: float | None, time_limit: int | None
-) -> list[str]:
-    """The lines of a run's `diagnosis` whose faults it still shows, to be repeated at its end."""
-    now = {_title(line) for line in diagnose(run, settings, threshold, time_limit)}
-    return [line for line in run.diagnosis if _title(line) in now]
-
-
 def diagnose(
     run: Progress, settings: RunSettings, threshold: float | None, time_limit: int | None
 ) -> list[str]:
-    """A line for each fault that a run shows now; the arguments are `new_findings`'s."""
+    """A line for each fault that a run shows now, in today's figures: its closing lines.
+
+    The arguments are `new_findings`'s.
+    """
     lines = (
         endless(run, time_limit),
         impossible_values(run, settings),
         too_high_rate(run, settings, threshold),
         never_found(run, settings, threshold),
+        no_progress(run, settings, threshold),
         fell_back(run, settings),
     )
     return [line for line in lines if line]
@@ -94,7 +91,7 @@ def learned_nothing(run: Progress, settings: RunSettings, threshold: float | Non
     It is only said of a run that had the chance to learn.
     """
     return run.step >= settings.train_start and (
-        _one_return(run, settings, threshold) is not None or _no_better(run, settings)
+        _one_return(run, settings, threshold) is not None or _no_better(run, settings, threshold)
     )
 
 
@@ -162,7 +159,7 @@ def too_high_rate(run: Progress, settings: RunSettings, threshold: float | None)
     same = _one_return(run, settings, threshold)
     if same is not None:
         seen = f"every episode returned {same:g}"
-    elif _no_better(run, settings):
+    elif _no_better(run, settings, threshold):
         seen = "no evaluation was better than the episodes before learning"
     else:
         return None
@@ -192,10 +189,30 @@ def never_found(run: Progress, settings: RunSettings, threshold: float | None) -
             f"actions had found anything: {seen}; try --epsilon-decay-steps "
             f"{_round_up(max(3 * decay, 7000))}{repeat}, or another --seed"
         )
-    preset = "" if settings.preset == "tuned" else "--preset tuned, or "
     return (
         f"{SAME}: {seen}, so all actions look alike; random actions must find a better one first; "
-        f"try {preset}--epsilon-decay-steps 7000 --max-repeat 50, or another --seed"
+        f"try {_preset(settings)}--epsilon-decay-steps 7000 --max-repeat 50, or another --seed"
+    )
+
+
+def _preset(settings: RunSettings) -> str:
+    return "" if settings.preset == "tuned" else "--preset tuned, or "
+
+
+def no_progress(run: Progress, settings: RunSettings, threshold: float | None) -> str | None:
+    """At a run's end: whatever random actions have found, too little was made of it."""
+    if (
+        run.step < settings.max_steps
+        or settings.learning_rate > USUAL_RATE
+        or _one_return(run, settings, threshold) is not None
+        or not _no_better(run, settings, threshold)
+    ):
+        return None
+    best = max(row.episode_return_avg for row in _since_learning(run, settings))
+    return (
+        f"{NOTHING}: no evaluation was better than the episodes before learning; the best "
+        f"episode_return_avg is {best:.1f}, as random actions get; try {_preset(settings)}"
+        f"--max-steps {_round_up(2 * settings.max_steps)}, or another --seed"
     )
 
 
@@ -278,8 +295,8 @@ def _one_return(run: Progress, settings: RunSettings, threshold: float | None) -
     return None if solved or reached else same
 
 
-def _no_better(run: Progress, settings: RunSettings) -> bool:
-    """Whether several evaluations are no better than the training before learning began.
+def _no_better(run: Progress, settings: RunSettings, threshold: float | None) -> bool:
+    """Whether the evaluations are no better than the training before learning began.
 
     It says nothing of a run that began with weights: they may have been good.
     """
@@ -289,7 +306,9 @@ def _no_better(run: Progress, settings: RunSettings) -> bool:
     pairs = zip(run.episode_steps, run.episode_returns, strict=True)
     before = [value for step, value in pairs if step <= settings.train_start]
     exploring = run.step < settings.epsilon_decay_steps
-    if exploring or len(averages) < SEVERAL or len(before) <= FEW_EPISODES:
+    enough = FEW if run.step >= settings.max_steps else SEVERAL
+    if exploring or len(averages) < enough or len(before) <= FEW_EPISODES:
         return False
     margin = SLACK * (max(run.episode_returns) - min(run.episode_returns))
-    return max(averages) <= sum(before) / len(before) + margin
+    solved = threshold is not None and max(averages) >= threshold
+    return not solved and max(averages) <= sum(before) / len(before) + margin

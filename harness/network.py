@@ -352,7 +352,6 @@ def make_models(
     Raises:
         UsageError: if the network can't be trained, or isn't the snapshot's.
     """
-    check_network(keras_model, env)
     variables = keras_model.trainable_variables
     if snapshot:
         for variable, weight in zip(variables, snapshot.weights_for(keras_model), strict=True):

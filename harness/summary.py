@@ -3,7 +3,7 @@
 import contextlib
 import math
 
-from harness.diagnosis import closing_findings, learned_nothing
+from harness.diagnosis import diagnose, learned_nothing
 from harness.errors import UsageError
 from harness.log_folder import STATE_FILE, run_name, snapshot_of
 from harness.terminal import command, log
@@ -29,7 +29,7 @@ def summarise(run: TrainingRun) -> None:
         log(command("run.py", "--resume", folder, *env))
         return
     threshold = run.env.reward_threshold
-    for line in closing_findings(progress, settings, threshold, run.env.time_limit):
+    for line in diagnose(progress, settings, threshold, run.env.time_limit):
         log(line)
     if learned_nothing(progress, settings, threshold):
         return

@@ -54,7 +54,7 @@ def said(command):
         progress.diagnosis = before
         for line in diagnosis.new_findings(progress, *others):
             lines[step] = line
-    return lines, diagnosis.closing_findings(progress, *others)
+    return lines, diagnosis.diagnose(progress, *others)
 
 
 def learned_nothing(command):
@@ -110,15 +110,15 @@ def test_a_learning_rate_that_ruins_the_network_is_named_once_and_at_the_end(com
     lines, closing = said(command)
     (line,) = lines.values()
     assert line.startswith(diagnosis.RATE) and line.endswith("try --learning-rate 0.001")
-    assert closing == [line]
-    assert learned_nothing(command)
+    (last,) = closing
+    assert last.startswith(diagnosis.RATE) and learned_nothing(command)
 
 
 def test_weights_that_were_good_from_the_start_are_not_nothing():
-    first = [0, 1, 10, -105.0, -107.0, -100.0, math.nan, 1.0]
+    first = [0, 1, 10, -115.0, -117.0, -110.0, math.nan, 1.0]
     good = {
-        "evaluations": [first, *evaluations(*[-105.0 - number for number in range(8)])],
-        "episode_returns": [-104.0, -106.0] * 100,
+        "evaluations": [first, *evaluations(*[-115.0 - number for number in range(8)])],
+        "episode_returns": [-114.0, -116.0] * 100,
     }
     assert not diagnosis.learned_nothing(*short(**good)[:3])
     assert diagnosis.diagnose(*short(**good, learning_rate=0.1)) == []
@@ -185,7 +185,9 @@ def test_values_beyond_what_rewards_allow_are_told():
         "impossible Q values: avg_max_q_value is 442.5, but rewards from 1 to 1 can only sum up to "
         "between 0 and 100, so the network learns from its own errors; try --learning-rate 0.003"
     )
-    assert (lines, closing) == ({8000: line}, [line])
+    assert lines == {8000: line}
+    (last,) = closing
+    assert last.startswith("impossible Q values: avg_max_q_value is ") and last != line
 
 
 @pytest.mark.parametrize(
@@ -248,6 +250,20 @@ def test_a_policy_that_was_good_and_fell_back_is_told():
         "run, try --ema-momentum 0.999, or --learning-rate 0.0003"
     )
     assert (lines, closing) == ({55000: line}, [line])
+
+
+def test_a_run_that_ends_no_better_than_it_began_has_learned_nothing():
+    found = {"episode_returns": [-200.0] * 199 + [-170.0], "max_steps": 40000}
+    run = short(evaluations=evaluations(-200.0, -200.0, -200.0), **found)
+    (line,) = diagnosis.diagnose(*run)
+    assert line.startswith("nothing was learned: no evaluation was better than the episodes before")
+    assert line.endswith("try --preset tuned, or --max-steps 80000, or another --seed")
+    assert diagnosis.learned_nothing(*run[:3])
+    assert not diagnosis.diagnose(run[0], run[1], -200, run[3]), "it is solved"
+    run[0].step = 30000
+    assert not diagnosis.diagnose(*run), "it has time left"
+    better = short(evaluations=evaluations(-200.0, -200.0, -196.0), **found)
+    assert not diagnosis.diagnose(*better) and not diagnosis.learned_nothing(*better[:3])
 
 
 @pytest.mark.parametrize(

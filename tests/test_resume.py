@@ -262,7 +262,7 @@ def test_a_run_that_was_renamed_and_resumed_still_names_its_best_snapshot(train,
     few = {"max_steps": 400, "train_start": 50, "eval_every": 200, "eval_steps": 200}
     train(name="former", env="Corridor-v0", seed=1, **few)
     (here / "former-log").rename("later-log")
-    best = {"best_average": 5.0}  # no evaluation to come is better
+    best = {"best_average": 5.0, "evaluations": []}  # no evaluation to come is better
     rewrite(here / "later-log" / STATE_FILE, lambda document, _: document["progress"].update(best))
     capsys.readouterr()
     assert run.main(["--resume", "later", "--max-steps", "401"]) == 0
