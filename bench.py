@@ -55,7 +55,12 @@ def time_parts(settings: run.Settings, turns: int, stop: Any) -> dict[str, float
     rng = np.random.default_rng(1)
     exploration = run.Exploration(settings, rng)
     buffer = ReplayBuffer(
-        settings.buffer_size, env.observation_size, settings.gamma, settings.n_step, rng
+        settings.buffer_size,
+        env.observation_size,
+        settings.gamma,
+        settings.n_step,
+        rng,
+        one_step=bool(settings.one_step),
     )
     observation, _ = env.reset(seed=1)
     q_values = q_function(observation)

@@ -27,7 +27,9 @@ class ReplayBuffer:
     With `n_step` 1 that is the tutorial's buffer. With more (Sutton 1988; Hessel et al. 2017,
     "Rainbow", section "Multi-step learning"), a transition is stored once its n rewards are known,
     or its episode has ended: it never reaches into another episode, and one cut short by a
-    truncation bootstraps from the episode's last observation.
+    truncation bootstraps from the episode's last observation. With `one_step`, each transition is
+    stored with its own reward alone, too, before that (Hester et al. 2018, "Deep Q-learning from
+    Demonstrations", equation 4).
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ReplayBuffer:
         gamma: float,
         n_step: int = 1,
         rng: np.random.Generator | None = None,
+        one_step: bool = False,
     ) -> None:
         self.rows: Array = np.zeros((size, row_width(observation_size)), np.float32)
         (
@@ -46,7 +49,7 @@ class ReplayBuffer:
             self.next_observations,
             self.discounts,
         ) = split_columns(self.rows, observation_size)
-        self.n_step = n_step
+        self.n_step, self.one_step = n_step, one_step and n_step > 1
         self.powers = [gamma**k for k in range(n_step + 1)]
         # Of the running episode's last steps, whose rewards to come aren't known yet.
         self.pending: deque[tuple[Array, int]] = deque()
@@ -72,30 +75,32 @@ class ReplayBuffer:
         The observations, (observation_size,), must not be changed later: they are kept until the
         transition is complete.
         """
+        if self.one_step:
+            discount = 0.0 if terminated else self.powers[1]
+            self._store(observation, action, reward, next_observation, discount)
         self.pending.append((observation, action))
         self.pending_rewards.append(reward)
-        episode_ended = terminated or truncated
-        if episode_ended or len(self.pending) == self.n_step:
-            self._store(next_observation, terminated, episode_ended)
-
-    def cut(self, observation: Array) -> None:
-        """End all sums of rewards at an observation, from which they bootstrap.
-
-        Call it before an action that isn't greedy is taken: what follows such an action says
-        nothing about the policy (Watkins 1989; Sutton and Barto 2018, section 12.10).
-        """
-        self._store(observation, False, True)
-
-    def _store(self, next_observation: Array, terminated: bool, all_pending: bool) -> None:
-        while self.pending and (all_pending or len(self.pending) == self.n_step):
-            row = self.next_row
-            self.observations[row], self.actions[row] = self.pending.popleft()
-            self.rewards[row] = sum(map(mul, self.powers, self.pending_rewards))
-            self.next_observations[row] = next_observation
-            self.discounts[row] = 0.0 if terminated else self.powers[len(self.pending_rewards)]
+        while self.pending and (terminated or truncated or len(self.pending) == self.n_step):
+            first, its_action = self.pending.popleft()
+            returns = sum(map(mul, self.powers, self.pending_rewards))
+            discount = 0.0 if terminated else self.powers[len(self.pending_rewards)]
             self.pending_rewards.popleft()
-            self.next_row = (row + 1) % len(self.rows)
-            self.length = max(self.length, row + 1)
+            self._store(first, its_action, returns, next_observation, discount)
+
+    def _store(
+        self,
+        observation: Array,
+        action: int,
+        reward: float,
+        next_observation: Array,
+        discount: float,
+    ) -> None:
+        row = self.next_row
+        self.observations[row], self.actions[row] = observation, action
+        self.rewards[row], self.discounts[row] = reward, discount
+        self.next_observations[row] = next_observation
+        self.next_row = (row + 1) % len(self.rows)
+        self.length = max(self.length, row + 1)
 
     def sample(self, batch_size: int) -> Array:
         """Draw transitions uniformly with replacement, O(batch_size).

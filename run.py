@@ -74,7 +74,7 @@ class Settings(RunSettings):
     )
     double_q: int = setting(0, 0, 1, "1: Double Q-learning, 0: the tutorial's")
     n_step: int = setting(1, 1, 1000, "rewards summed before bootstrapping")
-    cut_sums: int = setting(0, 0, 1, "1: such sums end before an action that isn't greedy")
+    one_step: int = setting(0, 0, 1, "1: fit each transition with its own reward alone, too")
     hidden: tuple[int, ...] = setting((32, 32), 1, 8192, "units of each hidden layer")
     scale_inputs: float = setting(
         0.0,
@@ -437,7 +437,12 @@ def train(
         )
         exploration = Exploration(settings, rng)
         replay_buffer = ReplayBuffer(
-            settings.buffer_size, env.observation_size, settings.gamma, settings.n_step, replay_rng
+            settings.buffer_size,
+            env.observation_size,
+            settings.gamma,
+            settings.n_step,
+            replay_rng,
+            one_step=bool(settings.one_step),
         )
         run = TrainingRun(
             settings,
@@ -473,8 +478,6 @@ def train(
                 q_values = q_function(observation)
 
             action = exploration.action(q_values, step)
-            if settings.cut_sums and action != greedy_action(q_values):
-                replay_buffer.cut(observation)
             next_observation, reward, terminated, truncated, _ = env.step(action)
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
             observation, episode_ended = next_observation, terminated or truncated

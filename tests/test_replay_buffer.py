@@ -76,15 +76,17 @@ def test_samples_are_copies_of_stored_rows(steps, size, batch_size):
     assert not (buffer.rows == -99).any()
 
 
-def test_a_cut_ends_all_sums_at_its_observation():
-    buffer = ReplayBuffer(10, 1, GAMMA, n_step=3)
-    for step, reward in enumerate((1.0, 2.0)):
-        buffer.add(np.full(1, step), 0, reward, np.full(1, step + 0.5), False, False)
-    buffer.cut(np.full(1, 7.0))
-    buffer.cut(np.full(1, 8.0))  # nothing is left
-    assert contents(buffer) == [(0, 0, 2.0, 7.0, 0.25), (1, 0, 2.0, 7.0, 0.5)]
-    buffer.add(np.full(1, 2), 1, 4.0, np.full(1, 2.5), True, False)
-    assert contents(buffer)[2:] == [(2, 1, 4.0, 2.5, 0.0)]
+def test_each_transition_may_be_stored_with_its_own_reward_alone_too():
+    buffer = ReplayBuffer(10, 1, GAMMA, n_step=3, one_step=True)
+    for step, reward in enumerate((1.0, 2.0, 4.0)):
+        at, then = np.full(1, step), np.full(1, step + 1)
+        buffer.add(at, step, reward, then, terminated=step == 2, truncated=False)
+    own = [(0, 0, 1.0, 1, 0.5), (1, 1, 2.0, 2, 0.5), (2, 2, 4.0, 3, 0.0)]
+    summed = [(0, 0, 1 + 2 / 2 + 4 / 4, 3, 0.0), (1, 1, 2 + 4 / 2, 3, 0.0), own[2]]
+    assert contents(buffer) == own + summed
+    once = ReplayBuffer(10, 1, GAMMA, n_step=1, one_step=True)
+    once.add(np.zeros(1), 0, 1.0, np.ones(1), False, False)
+    assert len(once) == 1
 
 
 def test_samples_are_uniform_over_the_whole_ring():

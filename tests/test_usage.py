@@ -85,7 +85,7 @@ def test_every_number_of_the_tutorial_is_a_default():
         "epsilon": 0.01, "max_steps": 200000, "log_every": 2000, "snapshot_every": 50000,
         "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
         "n_step": 1, "initial_epsilon": 1.0, "epsilon_decay_steps": 0, "max_repeat": 1,
-        "scale_inputs": 0.0, "ema_momentum": 0.0, "double_q": 0, "cut_sums": 0,
+        "scale_inputs": 0.0, "ema_momentum": 0.0, "double_q": 0, "one_step": 0,
         "final_learning_rate": 0.0, "learning_rate_decay_steps": 0,
     }  # fmt: skip
 
