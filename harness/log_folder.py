@@ -73,7 +73,9 @@ def find_log_folder(text: str, flag: str = "--resume", kind: str = "log") -> Pat
     path = Path(text)
     candidates = [path] if text else []
     if path.name:
-        candidates.append(path.with_name(f"{path.name}-{kind}"))
+        # A sweep's folder is none of a run, but whoever names a sweep is told so.
+        kinds = dict.fromkeys((kind, "sweep"))
+        candidates += [path.with_name(f"{path.name}-{one}") for one in kinds]
     folders = [folder for folder in candidates if _is_folder(folder)]
     for folder in folders:
         if _holds_run(folder, kind):

@@ -25,7 +25,8 @@ def summarise(run: TrainingRun) -> None:
         log(command("run.py", "--model", snapshot, "--train", *env))
         return
     if not run.finished:
-        log(f"Stopped at step {progress.step}. Resume with:")
+        earlier = f" from step {run.state_step}" if run.state_step < progress.step else ""
+        log(f"Stopped at step {progress.step}. Resume{earlier} with:")
         log(command("run.py", "--resume", folder, *env))
         return
     threshold = run.env.reward_threshold

@@ -110,6 +110,7 @@ class TrainingRun:
         self.first_step, self.first_seconds = self.progress.step, self.progress.seconds
         self.over = self.saved = False
         self.saved_step: int | None = None  # of the last snapshot
+        self.state_step = self.first_step  # of the last state
         self.episode_steps, self.episode_return, self.episode_seconds = 0, 0.0, 0.0
         if resumed:
             log(f"Resumed {self.shown} at step {self.first_step}")
@@ -285,6 +286,8 @@ class TrainingRun:
         started = self.now
         path = self.folder / STATE_FILE
         saved = attempt(save_state, path, kept(self.settings, "config"), self.progress, self.parts)
+        if saved:
+            self.state_step = self.progress.step
         self._lap()
         self.last_save, self.save_seconds = self.now, self.now - started
         return saved

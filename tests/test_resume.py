@@ -77,9 +77,10 @@ def test_a_folder_that_has_lost_its_state_names_what_to_train_on_from(folder, re
 def test_a_sweep_is_resumed_by_the_program_for_sweeps(here, refused):
     (here / "car-sweep").mkdir()
     (here / "car-sweep/sweep.json").write_text("{}")
-    error = refused("--resume", "car-sweep")
-    assert "--resume: car-sweep is a sweep; resume it with " in error
-    assert error.endswith("sweep.py --resume car-sweep\n")
+    for name in ("car-sweep", "car"):
+        error = refused("--resume", name)
+        assert "--resume: car-sweep is a sweep; resume it with " in error
+        assert error.endswith("sweep.py --resume car-sweep\n")
 
 
 def test_settings_that_no_longer_exist_are_named(folder, refused):

@@ -148,6 +148,16 @@ def test_a_run_whose_episode_does_not_end_stops_all_the_same(tensorflow, here, c
     assert command.endswith("run.py --model x-log/x-1300.h5 --train")
 
 
+def test_a_run_stopped_in_an_endless_episode_says_where_it_will_go_on(
+    tensorflow, environments, here, capsys
+):
+    words = ["--env=fields:Sticking-v0", "--eval-every=0", "--train-start=1400", "--name=x"]
+    assert run.main(words, StopAfter(300)) == 130
+    *_, stopped, _ = capsys.readouterr().out.splitlines()
+    saved = load_state(here / "x-log" / STATE_FILE).progress.step
+    assert stopped == f"Stopped at step 1300. Resume from step {saved} with:" and saved < 1300
+
+
 def test_a_second_ctrl_c_stops_at_once_even_while_saving(unbroken, tmp_path):
     folder = tmp_path / "twice-log"
     twice = ("seal", 3, kill, signal.SIGINT), ("seal", 3, kill, signal.SIGINT)
