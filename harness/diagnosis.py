@@ -196,7 +196,9 @@ def never_found(run: Progress, settings: RunSettings, threshold: float | None) -
 
 
 def _preset(settings: RunSettings) -> str:
-    return "" if settings.preset == "tuned" else "--preset tuned, or "
+    if settings.preset in ("tuned", "general"):
+        return ""
+    return f"--preset {'tuned' if settings.env == 'MountainCar-v0' else 'general'}, or "
 
 
 def no_progress(run: Progress, settings: RunSettings, threshold: float | None) -> str | None:
