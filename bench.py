@@ -41,12 +41,7 @@ NO_PEER = f"to compare with Stable-Baselines3: {installation('requirements-bench
 def time_parts(settings: run.Settings, turns: int, stop: Any) -> dict[str, float]:
     """The median time of each part of a training step, alone and warm, in µs."""
     env = make_environment(settings.env)
-    keras_model = run.create_model(
-        env,
-        settings.hidden,
-        ema_momentum=settings.ema_momentum,
-        learning_rate_decay_steps=settings.learning_rate_decay_steps,
-    )
+    keras_model = run.make_network(env, settings)
     model, target_model = make_models(keras_model, env, settings.scale_inputs, None)
     fit = run.compile_fit_and_predict(
         model, target_model, settings.batch_size, bool(settings.double_q)

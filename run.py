@@ -5,7 +5,6 @@ python run.py --model NAME-log       watch its best policy in a window
 python run.py --help                 everything else
 """
 
-import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from harness.network import (
     compile_q_function,
     load_q_function,
     make_models,
+    network_errors,
 )
 from harness.program import Program
 from harness.settings import JUDGING, LEARNING, MANY, PlaySettings, RunSettings, setting
@@ -74,14 +74,14 @@ class Settings(RunSettings):
     )
     double_q: int = setting(0, 0, 1, "1: Double Q-learning, 0: the tutorial's")
     n_step: int = setting(1, 1, 1000, "rewards summed before bootstrapping")
-    one_step: int = setting(0, 0, 1, "1: fit each transition with its own reward alone, too")
+    one_step: int = setting(0, 0, 1, "1: fit each transition with its own reward as well")
     hidden: tuple[int, ...] = setting((32, 32), 1, 8192, "units of each hidden layer")
     scale_inputs: float = setting(
         0.0,
         0,
         1000,
-        "the first layer starts out as if each observed number were centred and scaled by its "
-        "bounds, times this; 0: as is",
+        "the first layer starts out as if each observed number were centred, scaled by its "
+        "bounds and multiplied by this; 0: unchanged",
         LEARNING - {"continue"},
     )
     batch_size: int = setting(BATCH_SIZE, 1, 10**6, "transitions fitted at each step")
@@ -96,10 +96,12 @@ class Settings(RunSettings):
         0.0, 0, 0.999999, "momentum of the running average of the weights, 0 for none"
     )
     clipnorm: float = setting(1.0, 1e-9, MANY, "norm to which longer gradients are shortened")
-    max_steps: int = setting(MAX_STEPS, 1, MANY, "steps to train for", JUDGING | {"change"})
+    max_steps: int = setting(
+        MAX_STEPS, 1, MANY, "steps to train for; the last episode is finished", JUDGING | {"change"}
+    )
     eval_every: int = setting(EVAL_EVERY, 0, MANY, "steps between evaluations, 0 for none", JUDGING)
     eval_steps: int = setting(
-        EVAL_STEPS, 1, MANY, "least number of steps in an evaluation", JUDGING
+        EVAL_STEPS, 1, MANY, "minimum number of steps in an evaluation", JUDGING
     )
     eval_epsilon: float = setting(
         EVAL_EPSILON, 0, 1, "share of random actions in an evaluation", JUDGING
@@ -113,7 +115,7 @@ class Settings(RunSettings):
     )
 
 
-# For MountainCar, and for any other environment, where values are more easily overrated.
+# For MountainCar.
 TUNED: dict[str, Any] = {
     "gamma": 0.998,
     "learning_rate": 0.002,
@@ -129,10 +131,11 @@ TUNED: dict[str, Any] = {
     "eval_every": 1000,
     "eval_steps": 2000,
 }
+# For other environments, where values are overrated more easily.
 GENERAL = TUNED | {"double_q": 1, "one_step": 1}
 PRESETS: dict[str, dict[str, Any]] = {"tutorial": {}, "tuned": TUNED, "general": GENERAL}
-LEAST_EPISODES = 10  # of an evaluation: fewer say little about a policy
-CONFIRMING_EPISODES = 100  # that `--until` needs beside the evaluation that reaches it
+MIN_EPISODES = 10  # of an evaluation: fewer say little about a policy
+CONFIRMING_EPISODES = 100  # that must reach `--until`, too, after an evaluation has reached it
 # Each purpose draws random numbers of its own, so that none disturbs another. Those of
 # EXPLORATION also seed the episodes of training.
 EXPLORATION, REPLAY, VALIDATION, EVALUATION, CONFIRMATION = range(5)
@@ -154,10 +157,11 @@ def create_model(
     Args:
         env: anything with an `observation_size` and `n_actions`.
         hidden: the units of each hidden layer.
-        clipnorm: the longest gradient of all weights together; longer ones are shortened to it.
+        clipnorm: the largest norm of the gradient of all weights together; a longer gradient is
+            shortened to it.
         ema_momentum: unless it is 0, Adam keeps a running average of the weights.
-        learning_rate_decay_steps: unless it is 0, the learning rate falls in so many fits to the
-            final one, along half a cosine (Loshchilov and Hutter 2017, "SGDR", equation 5).
+        learning_rate_decay_steps: unless it is 0, the learning rate falls to the final one over
+            this many fits, along half a cosine (Loshchilov and Hutter 2017, "SGDR", equation 5).
 
     Returns:
         compiled keras.Model of float32 inputs (batch, observation_size) and (batch, n_actions).
@@ -187,10 +191,17 @@ def create_model(
 
 
 def make_network(env: Environment, settings: Settings) -> Any:
-    """The network that `create_model` makes: its parameters are the settings of those names."""
-    names = inspect.signature(create_model).parameters
-    given = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
-    return create_model(env, **{name: value for name, value in given.items() if name != "env"})
+    """The network that `create_model` makes for these settings; UsageError if it can't."""
+    with network_errors():
+        return create_model(
+            env,
+            hidden=settings.hidden,
+            learning_rate=settings.learning_rate,
+            clipnorm=settings.clipnorm,
+            ema_momentum=settings.ema_momentum,
+            learning_rate_decay_steps=settings.learning_rate_decay_steps,
+            final_learning_rate=settings.final_learning_rate,
+        )
 
 
 def predict(model: Any, observations: Any) -> Any:
@@ -203,7 +214,8 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: b
     """Fit `model` to the Bellman equation on a batch of transitions.
 
     Q(s, a) = r + γ max Q(s', a') over a', with Q(s', ·) from `target_model` (Mnih et al. 2015,
-    "Human-level control through deep reinforcement learning", algorithm 1).
+    "Human-level control through deep reinforcement learning", algorithm 1). Where the replay buffer
+    sums n rewards, r is their sum and γ stands for γⁿ.
 
     Args:
         batch: float32 tensor (batch_size, row_width) of ReplayBuffer.sample.
@@ -310,7 +322,7 @@ def evaluate(
     epsilon: float = EVAL_EPSILON,
     listener: start.Listener | None = None,
 ) -> list[float]:
-    """Play whole episodes greedily: at least so many of them, and at least so many steps.
+    """Play whole episodes greedily, at least `episodes` of them, until `steps` steps are taken.
 
     The last episode is always finished, so that no short one is preferred.
 
@@ -375,7 +387,7 @@ def evaluate_policy(run: TrainingRun, env: Environment) -> None:
         with run.evaluation_bar(steps, episodes) as bar:
             return evaluate(env, q_function, seed, steps, episodes, settings.eval_epsilon, bar)
 
-    returns = play_episodes(EVALUATION, settings.eval_steps, LEAST_EPISODES)
+    returns = play_episodes(EVALUATION, settings.eval_steps, MIN_EPISODES)
     episode_return_avg = float(np.mean(returns)) if returns else math.nan
     avg_max_q_value = math.nan
     if len(progress.q_validation_observations):
@@ -402,7 +414,7 @@ def train(
 
     Args:
         settings: what `training_settings(Settings, {}, PRESETS)` returns.
-        stop: training ends after the episode in which its `number` is set.
+        stop: a StopSignal; training ends after the episode in which it receives a signal.
         snapshot: its weights are those to start from, instead of random ones.
         resumed: a stopped run that is to continue.
         on_evaluation: called with the step and the mean return of each evaluation.
@@ -485,10 +497,9 @@ def train(
             if step < settings.train_start:
                 q_values = q_function(observation)
             else:
-                if step == settings.train_start:
+                if step == settings.train_start:  # where bounds are unknown, these tell the scale
                     model.scale_unbounded_inputs(replay_buffer.observations[: len(replay_buffer)])
-                    target_model.set_weights(model.get_weights())
-                if step % settings.target_update_every == 0:
+                if step % settings.target_update_every == 0 or step == settings.train_start:
                     target_model.set_weights(model.get_weights())
                 batch = replay_buffer.sample(settings.batch_size)
                 fitted = fit_and_predict(batch, observation)

@@ -11,6 +11,7 @@ from harness.environments import PATIENCE
 from harness.settings import RunSettings
 from harness.state import Progress
 
+USUAL_GAMMA = 0.99
 USUAL_RATE = 0.01  # Adam's learning rates are seldom larger, and networks seldom learn with them
 SLACK = 0.1  # of the range of possible Q values, by which they may be exceeded
 ABSURD = 10  # ranges beyond which one evaluation says enough
@@ -123,10 +124,13 @@ def impossible_values(run: Progress, settings: RunSettings) -> str | None:
     stays = len(beyond) == FEW and min(beyond) > SLACK and beyond[-1] > 0.5 * max(beyond)
     if not (stays or beyond[-1] > ABSURD):
         return None
+    rewards = f"rewards from {run.least_reward:g} to {run.largest_reward:g}"
+    if run.least_reward == run.largest_reward:
+        rewards = f"a reward of {run.least_reward:g} at each step"
     return (
-        f"{QS}: avg_max_q_value is {values[-1]:.4g}, but rewards from {run.least_reward:g} to "
-        f"{run.largest_reward:g} can only sum up to between {low:.4g} and {high:.4g}, so the "
-        f"network learns from its own errors; try {_calmer(run, settings)}"
+        f"{QS}: avg_max_q_value is {values[-1]:.4g}, but with {rewards}, a discounted return lies "
+        f"between {low:.4g} and {high:.4g}, so the network learns from its own errors; try "
+        f"{_calmer(run, settings)}"
     )
 
 
@@ -140,8 +144,8 @@ def _calmer(run: Progress, settings: RunSettings) -> str:
         return f"--target-update-every {max(400, 10 * settings.target_update_every)}"
     if largest > 10:
         return f"{rate}, or an environment whose rewards are divided by {largest:g}"
-    if settings.gamma > 0.99:
-        return f"{rate}, or --gamma 0.99"
+    if settings.gamma > USUAL_GAMMA:
+        return f"{rate}, or --gamma {USUAL_GAMMA}"
     return f"{rate}, or --target-update-every {4 * settings.target_update_every}"
 
 
@@ -164,9 +168,9 @@ def too_high_rate(run: Progress, settings: RunSettings, threshold: float | None)
     else:
         return None
     return (
-        f"{RATE}: {seen}, with --learning-rate {settings.learning_rate:g}; Adam's are mostly "
-        f"below {USUAL_RATE:g}, larger ones leave a network that answers all observations alike; "
-        "try --learning-rate 0.001"
+        f"{RATE}: {seen}, with --learning-rate {settings.learning_rate:g}; usual rates are below "
+        f"{USUAL_RATE:g}, and larger ones can leave a network that gives the same Q values for all "
+        "observations; try --learning-rate 0.001"
     )
 
 
@@ -190,7 +194,8 @@ def never_found(run: Progress, settings: RunSettings, threshold: float | None) -
             f"{_round_up(max(3 * decay, 7000))}{repeat}, or another --seed"
         )
     return (
-        f"{SAME}: {seen}, so all actions look alike; random actions must find a better one first; "
+        f"{SAME}: {seen}, so all actions look alike; random actions must find a better return "
+        "first; "
         f"try {_preset(settings)}--epsilon-decay-steps 7000 --max-repeat 50, or another --seed"
     )
 
@@ -212,8 +217,8 @@ def no_progress(run: Progress, settings: RunSettings, threshold: float | None) -
         return None
     best = max(row.episode_return_avg for row in _since_learning(run, settings))
     return (
-        f"{NOTHING}: no evaluation was better than the episodes before learning; the best "
-        f"episode_return_avg is {best:.1f}, as random actions get; try {_preset(settings)}"
+        f"{NOTHING}: the best episode_return_avg is {best:.1f}, hardly better than the episodes "
+        f"before learning; random actions found too little; try {_preset(settings)}"
         f"--max-steps {_round_up(2 * settings.max_steps)}, or another --seed"
     )
 
@@ -232,13 +237,26 @@ def fell_back(run: Progress, settings: RunSettings) -> str | None:
     last = averages[-max(FEW, recent) :]
     if len(averages) <= FEW or not run.episode_returns or run.step < settings.epsilon_decay_steps:
         return None
-    best, worst = max(averages), min(row.episode_return_avg for row in _evaluations(run))
-    gained, seen = best - worst, max(run.episode_returns) - min(run.episode_returns)
+    best = max(averages)
+    at = rows[averages.index(best)].step
+    # What comes after the best evaluation may be far worse than all that came before it.
+    worst = min(row.episode_return_avg for row in _evaluations(run) if row.step <= at)
+    pairs = zip(run.episode_steps, run.episode_returns, strict=True)
+    before = [value for step, value in pairs if step <= at]
+    if worst == best or not before:
+        worst, before = (
+            min(row.episode_return_avg for row in _evaluations(run)),
+            run.episode_returns,
+        )
+    gained, seen = best - worst, max(before) - min(before)
     if gained < FALLEN * seen or max(last) >= worst + FALLEN * gained:
         return None
-    at = rows[averages.index(best)].step
-    rate = f"--learning-rate {_lower(settings.learning_rate)}"
-    cure = rate if settings.ema_momentum else f"--ema-momentum 0.999, or {rate}"
+    cures = [f"--learning-rate {_lower(settings.learning_rate)}"]
+    if settings.gamma > USUAL_GAMMA:
+        cures.insert(0, f"--gamma {USUAL_GAMMA}")
+    if not settings.ema_momentum:
+        cures.insert(0, "--ema-momentum 0.999")
+    cure = ", or ".join(cures)
     return (
         f"{FELL}: episode_return_avg was {best:.1f} at step {at}, and at most "
         f"{max(last):.1f} in the last {len(last)} evaluations; the best snapshot is kept, and "

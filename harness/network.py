@@ -4,8 +4,9 @@ Everything here computes what the Keras model computes. What can't be trained so
 a run begins.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -440,6 +441,15 @@ def load_q_function(
     return compile_q_function(predict, model, env)(snapshot.weights_for(keras_model))
 
 
+@contextlib.contextmanager
+def network_errors() -> Iterator[None]:
+    """Report in one line what Keras finds wrong with the network that `create_model` makes."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"create_model: {' '.join(str(error).split())}") from None
+
+
 def check_network(keras_model: Any, env: Environment) -> None:
     """Raise UsageError if a model can't be trained here: it says why, and what to do."""
     observation_size, n_actions = env.observation_size, env.n_actions
@@ -486,8 +496,19 @@ def check_network(keras_model: Any, env: Environment) -> None:
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(PROBES, observation_size)).astype(np.float32)
     mask = rng.integers(2, size=(PROBES, n_actions)).astype(np.float32)
-    q_values = keras_model([observations, np.ones_like(mask)])
-    if not np.allclose(keras_model([observations, mask]), mask * q_values, rtol=1e-4, atol=1e-6):
+    # Random weights: initial ones may be all zeros.
+    weights = [0.3 * rng.normal(size=w.shape) for w in keras_model.trainable_variables]
+    weights = [weight.astype(np.float32) for weight in weights]
+    q_values, masked = (
+        np.asarray(keras_model.stateless_call(weights, [], [observations, one])[0])
+        for one in (np.ones_like(mask), mask)
+    )
+    if n_actions > 1 and not np.ptp(q_values, axis=1).any():
+        raise UsageError(
+            "create_model: it gives all actions the same Q value; the layer that is multiplied by "
+            f"action_mask needs a unit for each of the {n_actions} actions"
+        )
+    if not np.allclose(masked, mask * q_values, rtol=1e-4, atol=1e-6):
         raise UsageError(
             "create_model: its output isn't its Q values times action_mask; multiply them by it at "
             "the end, as the layer filtered_output does"

@@ -331,6 +331,11 @@ def flags_of(*kinds: type[Any], presets: Presets | None = None) -> dict[str, Fla
         hints = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
             described = dict(field.metadata)
+            if not described:
+                raise UsageError(
+                    f"{kind.__name__}.{field.name}: expected setting(default, least, most, help), "
+                    "which makes a flag of it"
+                )
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             else:

@@ -199,6 +199,12 @@ def load(given: Given, flags: Flags) -> tuple[Snapshot, dict[str, Any]]:
     origin = snapshot.origin
     if origin:
         source = f"can't use {snapshot.path}: its run"
+        known = {"step", *(name for name, flag in flags.items() if "snapshot" in flag.places)}
+        if unknown := ", ".join(sorted(origin.keys() - known))[:200]:
+            warn(
+                f"{snapshot.path}: settings that this version doesn't know are left out: {unknown}"
+            )
+        origin = {name: value for name, value in origin.items() if name in known}
         origin = read_settings(origin, flags, "snapshot", given, source)
         del origin["seed"]
     return snapshot, origin

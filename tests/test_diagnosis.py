@@ -136,7 +136,7 @@ def test_a_goal_that_was_never_found_is_told_and_no_longer_true_once_it_is_found
     lines, closing = said(TUTORIAL)
     assert lines == {
         25000: "every return is the same: all 125 episodes returned -200, so all actions look "
-        "alike; random actions must find a better one first; try --preset tuned, or "
+        "alike; random actions must find a better return first; try --preset tuned, or "
         "--epsilon-decay-steps 7000 --max-repeat 50, or another --seed"
     }
     assert closing == [] and not learned_nothing(TUTORIAL)
@@ -182,8 +182,9 @@ def test_values_beyond_what_rewards_allow_are_told():
     command = f"{CARTPOLE} --learning-rate 0.01 --clipnorm 1000 --target-update-every 10"
     lines, closing = said(command)
     line = (
-        "impossible Q values: avg_max_q_value is 442.5, but rewards from 1 to 1 can only sum up to "
-        "between 0 and 100, so the network learns from its own errors; try --learning-rate 0.003"
+        "impossible Q values: avg_max_q_value is 442.5, but with a reward of 1 at each step, a "
+        "discounted return lies between 0 and 100, so the network learns from its own errors; try "
+        "--learning-rate 0.003"
     )
     assert lines == {8000: line}
     (last,) = closing
@@ -256,7 +257,9 @@ def test_a_run_that_ends_no_better_than_it_began_has_learned_nothing():
     found = {"episode_returns": [-200.0] * 199 + [-170.0], "max_steps": 40000}
     run = short(evaluations=evaluations(-200.0, -200.0, -200.0), **found)
     (line,) = diagnosis.diagnose(*run)
-    assert line.startswith("nothing was learned: no evaluation was better than the episodes before")
+    assert line.startswith(
+        "nothing was learned: the best episode_return_avg is -200.0, hardly better"
+    )
     assert line.endswith("try --preset tuned, or --max-steps 80000, or another --seed")
     assert diagnosis.learned_nothing(*run[:3])
     assert not diagnosis.diagnose(run[0], run[1], -200, run[3]), "it is solved"
@@ -291,10 +294,21 @@ def test_only_a_long_and_far_fall_is_one(averages, blamed):
 def test_the_longer_a_run_the_longer_a_fall_must_last():
     averages = (-200, -110, *[-130] * 3, *[-190] * 3)
     run = short(evaluations=evaluations(*averages), step=40000, episode_returns=[-200.0, -110.0])
-    run[1].max_steps = 100000
+    run[0].episode_steps, run[1].max_steps = [200, 310], 100000
     assert diagnosis.fell_back(*run[:2])
     run[1].max_steps = 200000
     assert not diagnosis.fell_back(*run[:2])
+
+
+def test_a_fall_far_below_the_beginning_is_one_however_deep():
+    averages = (-200, 250, -600, -7000, -13000, -9000)
+    found = {"episode_steps": [500, 9000, 25000], "episode_returns": [-400.0, 250.0, -20000.0]}
+    run = short(
+        evaluations=evaluations(*averages), step=30000, gamma=0.998, ema_momentum=0.9, **found
+    )
+    line = diagnosis.fell_back(*run[:2])
+    assert line.startswith("the policy fell back: episode_return_avg was 250.0 at step 10000")
+    assert line.endswith("try --gamma 0.99, or --learning-rate 0.0003")
 
 
 def test_episodes_that_do_not_end_are_told_unless_they_are_limited():

@@ -75,7 +75,7 @@ for size in map(int, sys.argv[1:]):
             results.append(np.concatenate([fitted(), model.theta.numpy()]))
         assert (results[0] == results[1]).all()
 """
-SIZES = [1, 7, 50, 64]  # of the larger ones, nearly every fit crashed without aligned memory
+SIZES = [7, 64]  # of larger ones, nearly every fit crashed without aligned memory
 
 
 def test_arrays_of_any_size_place_and_dtype_are_fitted_as_tensorflow_does():

@@ -152,7 +152,7 @@ TANH = chain("tanh")
 def creator(body=TANH, optimizer=keras.optimizers.Adam, loss=lambda: "mean_squared_error"):
     """A `create_model` of a reader's own."""
 
-    def create_model(env, *_):
+    def create_model(env, **_):
         observations = layers.Input((env.observation_size,), name="observations")
         action_mask = layers.Input((env.n_actions,), name="action_mask")
         q_values = body(observations, env.n_actions)
@@ -208,7 +208,7 @@ def test_what_is_played_is_the_network_that_is_trained(train, monkeypatch, capsy
     create_model, evaluate = creator(NETWORKS[name]), run.evaluate
     first, evaluations = [], []
 
-    def remembered(env, *_):
+    def remembered(env, **_):
         model = create_model(env)
         first.append(create_model(env))
         first[-1].set_weights(model.get_weights())
@@ -333,7 +333,7 @@ def functional(build):
     That is the inputs and the output of the model.
     """
 
-    def create_model(env, *_):
+    def create_model(env, **_):
         observations = layers.Input((env.observation_size,), name="observations")
         action_mask = layers.Input((env.n_actions,), name="action_mask")
         model = keras.Model(*build(observations, action_mask, env.n_actions))
@@ -378,13 +378,23 @@ def too_wide(observations, action_mask, n_actions):
     return [observations, action_mask], layers.Concatenate()([output, output])
 
 
-def uncompiled(env, *_):
+def one_value(observations, action_mask, n_actions):
+    value = Dense(1, kernel_initializer="zeros")(observations)
+    return [observations, action_mask], layers.Multiply()([value, action_mask])
+
+
+def unit_too_many(observations, action_mask, n_actions):
+    output = Dense(n_actions + 1)(observations)
+    return [observations, action_mask], layers.Multiply()([output, action_mask])
+
+
+def uncompiled(env, **_):
     model = creator()(env)
     return keras.Model(model.inputs, model.outputs)
 
 
 def with_precision(policy):
-    def create_model(env, *_):
+    def create_model(env, **_):
         keras.config.set_dtype_policy(policy)
         try:
             return creator()(env)
@@ -403,14 +413,14 @@ class Subclassed(keras.Model):
         return self.model(inputs)
 
 
-def subclassed(env, *_):
+def subclassed(env, **_):
     model = Subclassed(creator()(env))
     model.compile("adam", loss="mean_squared_error")
     return model
 
 
 def with_loss(loss, **options):
-    def create_model(env, *_):
+    def create_model(env, **_):
         model = creator()(env)
         model.compile("adam", loss=loss, **options)
         return model
@@ -436,6 +446,8 @@ REFUSED = {
     "MaxNorm": (creator(chain("relu", kernel_constraint="max_norm")), "has a constraint"),
     "NonNeg bias": (creator(chain("relu", bias_constraint="non_neg")), "has a constraint"),
     "wrong output": (functional(too_wide), "its output has the shape"),
+    "one value": (functional(one_value), "needs a unit for each of the 2 actions"),
+    "a unit too many": (functional(unit_too_many), "Inputs have incompatible shapes"),
     "swapped inputs": (functional(swapped), "its inputs have the shapes"),
     "one input": (functional(one_input), "its inputs have the shapes"),
     "mask ignored": (functional(without_mask), "times action_mask"),
@@ -455,7 +467,7 @@ REFUSED = {
     "mixed precision of bfloat16": (with_precision("mixed_bfloat16"), "expected float32"),
     "float64": (with_precision("float64"), "expected float32"),
     "subclass": (subclassed, "its inputs have the shapes"),
-    "no model": (lambda env, *_: None, "its inputs have the shapes"),
+    "no model": (lambda env, **_: None, "its inputs have the shapes"),
 }
 
 

@@ -357,6 +357,15 @@ def test_a_goal_that_is_low_but_reached_is_no_failure(train, capsys):
     assert "run.py --model low-log/low-best.h5" in capsys.readouterr().out
 
 
+def test_a_policy_is_played_whatever_settings_its_run_had(here, capsys, tensorflow):
+    keras_model = run.create_model(make_environment("MountainCar-v0"))
+    origin = {"env": "MountainCar-v0", "set": {}, "seed": 1, "step": 5, "reward_scale": 2.0}
+    save_snapshot(here / "own.h5", keras_model, origin)
+    assert run.main(["--model", "own.h5", "--eval", "--episodes", "1"]) == 0
+    left_out = "warning: own.h5: settings that this version doesn't know are left out: reward_scale"
+    assert left_out in capsys.readouterr().out
+
+
 def test_a_snapshot_knows_its_run_and_training_goes_on_with_its_settings(train, here, capsys):
     gravity = ["--set", "gravity=0.002"]
     train(seed=5, name="first", set={"gravity": 0.002}, gamma=0.9, **{**SMALL, "max_steps": 400})
