@@ -7,6 +7,8 @@ learns must never be blamed.
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from harness.environments import PATIENCE
 from harness.settings import RunSettings
 from harness.state import Progress
@@ -248,8 +250,9 @@ def fell_back(run: Progress, settings: RunSettings) -> str | None:
             min(row.episode_return_avg for row in _evaluations(run)),
             run.episode_returns,
         )
-    gained, seen = best - worst, max(before) - min(before)
-    if gained < FALLEN * seen or max(last) >= worst + FALLEN * gained:
+    low, high = np.quantile(before, (0.1, 0.9))  # without the worst accidents
+    gained = best - worst
+    if gained < FALLEN * (high - low) or max(last) >= worst + FALLEN * gained:
         return None
     cures = [f"--learning-rate {_lower(settings.learning_rate)}"]
     if settings.gamma > USUAL_GAMMA:
