@@ -89,18 +89,23 @@ class TensorBoardLogger:
         steps: int,
         episode_return: float,
         seconds: float,
+        ended: bool = True,
     ) -> None:
-        """Print the line of an episode that ended at `step`, and add it to the plots.
+        """Print the line of an episode, and add one that ended at `step` to the plots.
 
         Args:
             loss: of the last batch; NaN before learning has begun.
             episode: its number.
-            steps, episode_return, seconds: how long it was, and what it returned.
+            steps, episode_return, seconds: how long it was, and what it returned, so far.
         """
+        shown_loss = "" if math.isnan(loss) else f"loss {loss:.7f} "
+        line = f"episode {episode} steps {steps}/{step} {shown_loss}return {episode_return:.1f}"
+        if not ended:
+            log(f"{line} so far, {steps / seconds:.1f} steps/s")
+            return
         memory = psutil.virtual_memory()
         used = memory.used / 2**30
         total = memory.total / 2**30
-        line = _episode_line(step, loss, episode, steps, episode_return)
         rate = steps / seconds
         log(f"{line} in {seconds:.2f}s {rate:.1f} steps/s {used:.1f}/{total:.1f} GB RAM")
         self.log_scalars(
@@ -112,19 +117,6 @@ class TensorBoardLogger:
             memory_used=used,
             loss=loss,
         )
-
-    def log_running_episode(
-        self,
-        step: int,
-        loss: float,
-        episode: int,
-        steps: int,
-        episode_return: float,
-        seconds: float,
-    ) -> None:
-        """Print where a run is whose episode doesn't end; the arguments are `log_episode`'s."""
-        line = _episode_line(step, loss, episode, steps, episode_return)
-        log(f"{line} so far, {steps / seconds:.1f} steps/s")
 
     def log_evaluation(
         self, episode_number: int, step: int, episode_return_avg: float, avg_max_q_value: float
@@ -182,10 +174,3 @@ class TensorBoardLogger:
         if self._working:  # once, not at every line
             log(f"warning: can't write {self._path}: {reason(error)}; training goes on")
         self._working = False
-
-
-def _episode_line(step: int, loss: float, episode: int, steps: int, episode_return: float) -> str:
-    line = f"episode {episode} steps {steps}/{step} "
-    if not math.isnan(loss):
-        line += f"loss {loss:.7f} "
-    return f"{line}return {episode_return:.1f}"

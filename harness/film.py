@@ -48,7 +48,6 @@ class Film:
         env_id: str,
         changes: Mapping[str, Any] | None,
         max_steps: int,
-        force: bool = False,
     ) -> None:
         """Make the environment and draw it once, so that what can't be filmed is refused now.
 
@@ -56,13 +55,12 @@ class Film:
             path: of the GIF, which is written at the end.
             changes: of the environment, as `make_environment` takes them.
             max_steps: of the run.
-            force: whether an existing file is replaced.
 
         Raises:
             UsageError: if the environment can't be drawn, or the file can't be written.
             EnvironmentCrash: if the environment's own code fails.
         """
-        self._name, self._path = path, new_gif("--film", path, force)
+        self._name, self._path = path, new_gif("--film", path, force=False)
         # Squares: learning happens early (`tuned` solves MountainCar at an eighth of its run).
         last = MOMENTS - 1
         self.moments = sorted({round(max_steps * (n / last) ** 2) for n in range(MOMENTS)})

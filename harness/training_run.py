@@ -209,7 +209,7 @@ class TrainingRun:
             self.episode_steps, self.episode_return, self.episode_seconds = 0, 0.0, 0.0
         elif steps % max(every, SILENT_STEPS) == 0:
             self.bar.reach(step, "return", self.episode_return)
-            self.logger.log_running_episode(step, progress.loss, *episode)
+            self.logger.log_episode(step, progress.loss, *episode, ended=False)
         self._film_episode()
 
     @contextlib.contextmanager

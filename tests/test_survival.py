@@ -44,7 +44,7 @@ def a_kill(rng):
     return "step", rng.randint(1, 300), kill_soon, signal.SIGKILL, rng.uniform(0, 0.1)
 
 
-@pytest.mark.parametrize(("flags", "seed"), [(EVERYTHING, 1), (f"{FEW} --env CartPole-v1", 2)])
+@pytest.mark.parametrize(("flags", "seed"), [(EVERYTHING, 10), (f"{FEW} --env CartPole-v1", 2)])
 def test_a_run_killed_again_and_again_ends_like_an_unbroken_one(unbroken, tmp_path, flags, seed):
     rng = random.Random(seed)
     folder = tmp_path / "killed-log"

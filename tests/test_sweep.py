@@ -161,7 +161,7 @@ def test_nodes_of_a_cluster_are_sent_the_program_and_the_users_own_modules(tmp_p
     [
         ("--seeds 0", "--seeds: expected how many"),
         ("--epsilon 0.1 2", "--epsilon: expected a number from 0 to 1"),
-        ("--preset best", "--preset: expected one of tutorial, tuned, not 'best'"),
+        ("--preset best", "--preset: expected one of tutorial, tuned, general, not 'best'"),
         ("--jobs 0", "--jobs: expected a whole number"),
         ("--nonsense", "unrecognized argument --nonsense"),
         ("--address nowhere:1", "no cluster answers there"),
