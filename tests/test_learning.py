@@ -73,8 +73,12 @@ def test_double_q_values_the_online_networks_choice(tensorflow, env):
     keras_model.run_eagerly, keras_model.jit_compile = True, False
     batch = make_batch(np.random.default_rng(1))
     observations, actions, rewards, next_observations, discounts = split_columns(batch, 2)
-    online = keras_model.get_weights()
-    target = [weight[::-1] for weight in online]  # it prefers other actions
+    weights = np.random.default_rng(2)
+    shapes = [weight.shape for weight in keras_model.get_weights()]
+    online, target = (
+        [weights.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(2)
+    )
+    keras_model.set_weights(online)
     rows = np.arange(len(batch))
     chosen = relu_network(online)(next_observations).argmax(axis=1)
     others = relu_network(target)(next_observations)
