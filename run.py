@@ -396,6 +396,7 @@ def evaluate_policy(run: TrainingRun, env: Environment) -> None:
     run.log_evaluation(returns, episode_return_avg, avg_max_q_value)
     if episode_return_avg > progress.best_average:
         run.save_best(episode_return_avg)
+    # At step 0, before any training, it is a snapshot's policy: that ends no run.
     if progress.step and settings.until is not None and episode_return_avg >= settings.until:
         returns = play_episodes(CONFIRMATION, 0, CONFIRMING_EPISODES)
         run.log_confirmation(returns, CONFIRMING_EPISODES)

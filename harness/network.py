@@ -6,6 +6,7 @@ a run begins.
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -496,9 +497,12 @@ def check_network(keras_model: Any, env: Environment) -> None:
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(PROBES, observation_size)).astype(np.float32)
     mask = rng.integers(2, size=(PROBES, n_actions)).astype(np.float32)
-    # Random weights: initial ones may be all zeros.
-    weights = [0.3 * rng.normal(size=w.shape) for w in keras_model.trainable_variables]
-    weights = [weight.astype(np.float32) for weight in weights]
+    # Random weights: initial ones may be all zeros. The more inputs a layer has, the smaller they
+    # are, so that no depth makes the numbers infinite.
+    weights = [
+        rng.standard_normal(variable.shape, np.float32) / math.prod(variable.shape[:1]) ** 0.5
+        for variable in keras_model.trainable_variables
+    ]
     q_values, masked = (
         np.asarray(keras_model.stateless_call(weights, [], [observations, one])[0])
         for one in (np.ones_like(mask), mask)

@@ -14,7 +14,7 @@ from keras.layers import Dense
 import run
 from harness import network
 from harness.environments import make_environment
-from harness.network import FlatModel, compile_q_function, make_models
+from harness.network import FlatModel, check_network, compile_q_function, make_models
 from replay_buffer import row_width, split_columns
 
 FEW = {
@@ -477,6 +477,11 @@ def test_what_cannot_be_trained_is_refused_in_one_line(refused, monkeypatch, ten
     monkeypatch.setattr(run, "create_model", create_model)
     line = refused(*FLAGS.split())
     assert line.startswith("run.py: error: create_model: ") and says in line
+
+
+@pytest.mark.parametrize("hidden", [(64,) * 250, (1,) * 3, (2000,)])
+def test_no_depth_or_width_is_refused(env, tensorflow, hidden):
+    check_network(run.create_model(env, hidden), env)
 
 
 def test_what_cannot_be_trained_is_not_played(here, env, monkeypatch, capsys, tensorflow):
