@@ -34,7 +34,16 @@ from replay_buffer import ReplayBuffer
 
 STEPS = 3000  # of a turn
 WARM_STEPS = 1000  # of them; TensorFlow compiles in these
-SIZES = ("hidden", "batch_size", "buffer_size", "n_step", "max_repeat", "ema_momentum")
+SIZES = (
+    "hidden",
+    "batch_size",
+    "buffer_size",
+    "n_step",
+    "one_step",
+    "double_q",
+    "max_repeat",
+    "ema_momentum",
+)
 NO_PEER = f"to compare with Stable-Baselines3: {installation('requirements-bench.txt')}"
 
 
@@ -44,7 +53,11 @@ def time_parts(settings: run.Settings, turns: int, stop: Any) -> dict[str, float
     keras_model = run.make_network(env, settings)
     model, target_model = make_models(keras_model, env, settings.scale_inputs, None)
     fit = run.compile_fit_and_predict(
-        model, target_model, settings.batch_size, bool(settings.double_q)
+        model,
+        target_model,
+        settings.batch_size,
+        bool(settings.double_q),
+        bool(settings.one_step),
     )
     q_function = compile_q_function(run.predict, model, env)(model.get_weights())
     rng = np.random.default_rng(1)

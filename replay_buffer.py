@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Mapping
-from operator import mul
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,10 @@ class ReplayBuffer:
     With `n_step` 1 that is the tutorial's buffer. With more (Sutton 1988; Hessel et al. 2017,
     "Rainbow", section "Multi-step learning"), a transition is stored once its n rewards are known,
     or its episode has ended: it never reaches into another episode, and one cut short by a
-    truncation bootstraps from the episode's last observation. With `one_step`, each transition is
-    stored with its own reward alone, too, before that (Hester et al. 2018, "Deep Q-learning from
-    Demonstrations", equation 4).
+    truncation bootstraps from the episode's last observation. With `one_step`, the last three
+    columns follow a second time, for the transition's own reward alone; `returns` lists both sets.
+
+    `gamma` may change at any time; stored transitions keep theirs.
     """
 
     def __init__(
@@ -41,18 +41,12 @@ class ReplayBuffer:
         rng: np.random.Generator | None = None,
         one_step: bool = False,
     ) -> None:
-        self.rows: Array = np.zeros((size, row_width(observation_size)), np.float32)
-        (
-            self.observations,
-            self.actions,
-            self.rewards,
-            self.next_observations,
-            self.discounts,
-        ) = split_columns(self.rows, observation_size)
-        self.n_step, self.one_step = n_step, one_step and n_step > 1
-        self.powers = [gamma**k for k in range(n_step + 1)]
+        self.rows: Array = np.zeros((size, row_width(observation_size, one_step)), np.float32)
+        self.observations, self.actions, self.returns = split_columns(self.rows, observation_size)
+        self.rewards, self.next_observations, self.discounts = self.returns[0]
+        self.gamma, self.n_step, self.one_step = gamma, n_step, one_step
         # Of the running episode's last steps, whose rewards to come aren't known yet.
-        self.pending: deque[tuple[Array, int]] = deque()
+        self.pending: deque[tuple[Array, int, Array]] = deque()
         self.pending_rewards: deque[float] = deque()
         self.rng = rng or np.random.default_rng()
         self.next_row = 0
@@ -75,30 +69,26 @@ class ReplayBuffer:
         The observations, (observation_size,), must not be changed later: they are kept until the
         transition is complete.
         """
-        if self.one_step:
-            discount = 0.0 if terminated else self.powers[1]
-            self._store(observation, action, reward, next_observation, discount)
-        self.pending.append((observation, action))
+        self.pending.append((observation, action, next_observation))
         self.pending_rewards.append(reward)
         while self.pending and (terminated or truncated or len(self.pending) == self.n_step):
-            first, its_action = self.pending.popleft()
-            returns = sum(map(mul, self.powers, self.pending_rewards))
-            discount = 0.0 if terminated else self.powers[len(self.pending_rewards)]
-            self.pending_rewards.popleft()
-            self._store(first, its_action, returns, next_observation, discount)
+            self._store_first(terminated)
 
-    def _store(
-        self,
-        observation: Array,
-        action: int,
-        reward: float,
-        next_observation: Array,
-        discount: float,
-    ) -> None:
-        row = self.next_row
-        self.observations[row], self.actions[row] = observation, action
-        self.rewards[row], self.discounts[row] = reward, discount
-        self.next_observations[row] = next_observation
+    def _store_first(self, terminated: bool) -> None:
+        """Store the first of the pending steps; the last of them may have terminated."""
+        row, steps = self.next_row, len(self.pending)
+        *_, last_observation = self.pending[-1]
+        total = 0.0
+        for reward in reversed(self.pending_rewards):
+            total = reward + self.gamma * total
+        self.observations[row], self.actions[row], next_observation = self.pending.popleft()
+        self.rewards[row], self.next_observations[row] = total, last_observation
+        self.discounts[row] = 0.0 if terminated else self.gamma**steps
+        reward = self.pending_rewards.popleft()
+        if self.one_step:
+            rewards, next_observations, discounts = self.returns[1]
+            rewards[row], next_observations[row] = reward, next_observation
+            discounts[row] = 0.0 if terminated and steps == 1 else self.gamma
         self.next_row = (row + 1) % len(self.rows)
         self.length = max(self.length, row + 1)
 
@@ -149,12 +139,19 @@ class ReplayBuffer:
         self.rows[: self.length] = rows
 
 
-def row_width(observation_size: int) -> int:
+def row_width(observation_size: int, one_step: bool = False) -> int:
     """How many float32 numbers a transition takes."""
-    return 2 * observation_size + 3
+    return observation_size + 1 + (1 + one_step) * (observation_size + 2)
 
 
-def split_columns(rows: Any, observation_size: int) -> tuple[Any, Any, Any, Any, Any]:
-    """Views of the columns of `rows`, (n, row_width), in NumPy or TensorFlow: see ReplayBuffer."""
+def split_columns(rows: Any, observation_size: int) -> tuple[Any, Any, list[tuple[Any, Any, Any]]]:
+    """Views of the columns of `rows`, (n, row_width), in NumPy or TensorFlow: see ReplayBuffer.
+
+    Returns:
+        observations, actions, and for each of the one or two returns of a transition its rewards,
+        next observations and discounts.
+    """
     n = observation_size
-    return rows[:, :n], rows[:, n], rows[:, n + 1], rows[:, n + 2 : -1], rows[:, -1]
+    starts = range(n + 1, rows.shape[1], n + 2)
+    returns = [(rows[:, i], rows[:, i + 1 : i + 1 + n], rows[:, i + 1 + n]) for i in starts]
+    return rows[:, :n], rows[:, n], returns

@@ -65,16 +65,12 @@ class Settings(RunSettings):
     """Every number of a run: a flag each, with its default, its bounds and what it means."""
 
     gamma: float = setting(DISCOUNT_FACTOR_GAMMA, 0, 1, "discount factor of future rewards")
+    initial_gamma: float = setting(0.998, 0, 1, "gamma at the start of --gamma-decay-steps")
+    gamma_decay_steps: int = setting(0, 0, MANY, "steps over which gamma changes, 0 for none")
     learning_rate: float = setting(LEARNING_RATE, 1e-9, 10, "Adam's learning rate")
-    final_learning_rate: float = setting(
-        0.0, 0, 10, "learning rate at the end of --learning-rate-decay-steps"
-    )
-    learning_rate_decay_steps: int = setting(
-        0, 0, MANY, "fits over which the learning rate falls, 0 for none"
-    )
     double_q: int = setting(0, 0, 1, "1: Double Q-learning, 0: the tutorial's")
     n_step: int = setting(1, 1, 1000, "rewards summed before bootstrapping")
-    one_step: int = setting(0, 0, 1, "1: fit each transition with its own reward as well")
+    one_step: int = setting(0, 0, 1, "1: fit the mean of that and of the one-step return")
     hidden: tuple[int, ...] = setting((32, 32), 1, 8192, "units of each hidden layer")
     scale_inputs: float = setting(
         0.0,
@@ -115,25 +111,28 @@ class Settings(RunSettings):
     )
 
 
-# For MountainCar.
-TUNED: dict[str, Any] = {
-    "gamma": 0.998,
-    "learning_rate": 0.002,
-    "n_step": 10,
-    "hidden": (64, 64),
-    "scale_inputs": 4.4,
-    "batch_size": 96,
-    "target_update_every": 400,
-    "epsilon_decay_steps": 7000,
-    "max_repeat": 50,
-    "ema_momentum": 0.999,
-    "max_steps": 100000,
-    "eval_every": 1000,
-    "eval_steps": 2000,
+PRESETS: dict[str, dict[str, Any]] = {
+    "tutorial": {},
+    "tuned": {
+        "gamma": 0.995,
+        "initial_gamma": 0.998,
+        "gamma_decay_steps": 100000,
+        "learning_rate": 0.003,
+        "double_q": 1,
+        "n_step": 10,
+        "one_step": 1,
+        "hidden": (64, 64),
+        "scale_inputs": 4.4,
+        "target_update_every": 200,
+        "epsilon_decay_steps": 7000,
+        "max_repeat": 50,
+        "buffer_size": 25000,
+        "ema_momentum": 0.999,
+        "max_steps": 100000,
+        "eval_every": 1000,
+        "eval_steps": 2000,
+    },
 }
-# For other environments, where values are overrated more easily.
-GENERAL = TUNED | {"double_q": 1, "one_step": 1}
-PRESETS: dict[str, dict[str, Any]] = {"tutorial": {}, "tuned": TUNED, "general": GENERAL}
 MIN_EPISODES = 10  # of an evaluation: fewer say little about a policy
 CONFIRMING_EPISODES = 100  # that must reach `--until`, too, after an evaluation has reached it
 # Each purpose draws random numbers of its own, so that none disturbs another. Those of
@@ -147,8 +146,6 @@ def create_model(
     learning_rate: float = LEARNING_RATE,
     clipnorm: float = 1.0,
     ema_momentum: float = 0.0,
-    learning_rate_decay_steps: int = 0,
-    final_learning_rate: float = 0.0,
 ) -> Any:
     """The Q network: Q values of the actions that the mask lets through, zeros for the others.
 
@@ -160,8 +157,6 @@ def create_model(
         clipnorm: the largest norm of the gradient of all weights together; a longer gradient is
             shortened to it.
         ema_momentum: unless it is 0, Adam keeps a running average of the weights.
-        learning_rate_decay_steps: unless it is 0, the learning rate falls to the final one over
-            this many fits, along half a cosine (Loshchilov and Hutter 2017, "SGDR", equation 5).
 
     Returns:
         compiled keras.Model of float32 inputs (batch, observation_size) and (batch, n_actions).
@@ -174,14 +169,8 @@ def create_model(
     output = keras.layers.Dense(env.n_actions, name="output")(layer)
     filtered_output = keras.layers.Multiply(name="filtered_output")([output, action_mask])
     model = keras.Model([observations, action_mask], filtered_output, name="q_network")
-    schedule: Any = learning_rate
-    if learning_rate_decay_steps:
-        share_left = final_learning_rate / learning_rate
-        schedule = keras.optimizers.schedules.CosineDecay(
-            learning_rate, learning_rate_decay_steps, share_left
-        )
     optimizer = keras.optimizers.Adam(
-        schedule,
+        learning_rate,
         global_clipnorm=clipnorm,
         use_ema=ema_momentum > 0,
         ema_momentum=ema_momentum,
@@ -199,8 +188,6 @@ def make_network(env: Environment, settings: Settings) -> Any:
             learning_rate=settings.learning_rate,
             clipnorm=settings.clipnorm,
             ema_momentum=settings.ema_momentum,
-            learning_rate_decay_steps=settings.learning_rate_decay_steps,
-            final_learning_rate=settings.final_learning_rate,
         )
 
 
@@ -215,7 +202,9 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: b
 
     Q(s, a) = r + γ max Q(s', a') over a', with Q(s', ·) from `target_model` (Mnih et al. 2015,
     "Human-level control through deep reinforcement learning", algorithm 1). Where the replay buffer
-    sums n rewards, r is their sum and γ stands for γⁿ.
+    sums n rewards, r is their sum and γ stands for γⁿ. Where it also holds each transition's own
+    reward, Q(s, a) is the mean of both returns: a compound update (Sutton and Barto 2018,
+    "Reinforcement Learning", section 12.1).
 
     Args:
         batch: float32 tensor (batch_size, row_width) of ReplayBuffer.sample.
@@ -226,8 +215,11 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: b
     Returns:
         the loss, a float32 scalar.
     """
-    columns = split_columns(batch, model.input_shape[0][-1])
-    observations, actions, rewards, next_observations, discounts = columns
+    observations, actions, returns = split_columns(batch, model.input_shape[0][-1])
+    # Where a transition has two returns, both are estimated in one go: first all of the one kind.
+    rewards, next_observations, discounts = (
+        tf.concat(column, 0) for column in zip(*returns, strict=True)
+    )
     next_q_values = predict(target_model, next_observations)
     if double_q:
         next_actions = tf.argmax(predict(model, next_observations), axis=1)
@@ -235,13 +227,18 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: b
     else:
         next_values = tf.reduce_max(next_q_values, axis=1)
     # The discount of a terminated transition is 0: its next state has no value.
-    q_values = rewards + discounts * next_values
+    estimates = rewards + discounts * next_values
+    q_values = tf.reduce_mean(tf.reshape(estimates, (len(returns), -1)), axis=0)
     one_hot_actions = tf.one_hot(tf.cast(actions, tf.int32), model.output_shape[-1])
     return model.fit([observations, one_hot_actions], one_hot_actions * q_values[:, None])
 
 
 def compile_fit_and_predict(
-    model: FlatModel, target_model: FlatModel, batch_size: int, double_q: bool = False
+    model: FlatModel,
+    target_model: FlatModel,
+    batch_size: int,
+    double_q: bool = False,
+    one_step: bool = False,
 ) -> Callable[[Array, Array], Array]:
     """Compile all that a training step asks of TensorFlow into one call.
 
@@ -255,7 +252,7 @@ def compile_fit_and_predict(
         return tf.concat([[loss], predict(model, observation[None])[0]], axis=0)
 
     size = model.input_shape[0][-1]
-    return compile_step(fit_and_predict, (batch_size, row_width(size)), (size,))
+    return compile_step(fit_and_predict, (batch_size, row_width(size, one_step)), (size,))
 
 
 def greedy_action(q_values: Array) -> int:
@@ -272,10 +269,16 @@ def epsilon_greedy_action(q_values: Array, epsilon: float, rng: np.random.Genera
 
 def epsilon_at(step: int, settings: Settings) -> float:
     """Epsilon, which falls linearly from its initial value (Mnih et al. 2015, table 1)."""
-    if step >= settings.epsilon_decay_steps:
-        return settings.epsilon
-    left = 1 - step / settings.epsilon_decay_steps
-    return settings.epsilon + left * (settings.initial_epsilon - settings.epsilon)
+    return _between(settings.initial_epsilon, settings.epsilon, step, settings.epsilon_decay_steps)
+
+
+def gamma_at(step: int, settings: Settings) -> float:
+    """Gamma, which changes linearly from its initial value."""
+    return _between(settings.initial_gamma, settings.gamma, step, settings.gamma_decay_steps)
+
+
+def _between(first: float, last: float, step: int, steps: int) -> float:
+    return last if step >= steps else last + (1 - step / steps) * (first - last)
 
 
 class Exploration:
@@ -441,7 +444,11 @@ def train(
             keras_model.summary(print_fn=lambda text: log(text.rstrip()))
         model, target_model = make_models(keras_model, env, settings.scale_inputs, snapshot)
         fit_and_predict = compile_fit_and_predict(
-            model, target_model, settings.batch_size, bool(settings.double_q)
+            model,
+            target_model,
+            settings.batch_size,
+            bool(settings.double_q),
+            bool(settings.one_step),
         )
         q_function_of = compile_q_function(predict, model, env)
         rng, replay_rng, validation_rng = (
@@ -492,6 +499,7 @@ def train(
 
             action = exploration.action(q_values, step)
             next_observation, reward, terminated, truncated, _ = env.step(action)
+            replay_buffer.gamma = gamma_at(step, settings)
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
             observation, episode_ended = next_observation, terminated or truncated
 

@@ -117,7 +117,7 @@ def impossible_values(run: Progress, settings: RunSettings) -> str | None:
     A young network may begin outside and find its way in, so they must stay outside for three
     evaluations without coming half the way back, or be far off.
     """
-    possible = possible_q_values(run.least_reward, run.largest_reward, settings.gamma)
+    possible = possible_q_values(run.least_reward, run.largest_reward, settings.largest_gamma)
     values = [row.avg_max_q_value for row in _since_learning(run, settings)]
     if possible is None or not values:
         return None
@@ -203,9 +203,7 @@ def never_found(run: Progress, settings: RunSettings, threshold: float | None) -
 
 
 def _preset(settings: RunSettings) -> str:
-    if settings.preset in ("tuned", "general"):
-        return ""
-    return f"--preset {'tuned' if settings.env == 'MountainCar-v0' else 'general'}, or "
+    return "" if settings.preset == "tuned" else "--preset tuned, or "
 
 
 def no_progress(run: Progress, settings: RunSettings, threshold: float | None) -> str | None:

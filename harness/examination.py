@@ -159,7 +159,7 @@ class Examination:
         elif largest > LARGE:
             warning = (
                 f"from {least:g} to {most:g}; networks learn numbers near 0 best: --scale-inputs 1 "
-                "(--preset general has it) scales them"
+                "(--preset tuned has it) scales them"
             )
         self.note("observations", between(least, most), warning)
 
@@ -169,7 +169,7 @@ class Examination:
             warning = (
                 f"each of {count} random actions got {least:g}, and {play.terminated} of "
                 f"{len(play.lengths)} episodes terminated: learning begins when a goal is found by "
-                "luck; --preset general explores further (--max-repeat); else reward the way there"
+                "luck; --preset tuned explores further (--max-repeat); else reward the way there"
             )
         elif max(-least, most) > LARGE_REWARD:
             warning = (

@@ -253,7 +253,7 @@ def run_figure(progress: Any, settings: Any, env: Any, values: LearnedValues | N
     heading.set_parse_math(False)
     _draw_learning_curve(figure, CURVE._replace(bottom=CURVE.bottom + room), progress, env)
     below = Box(CURVE.left, room + 48, CURVE.width if values is None else 320, 292)
-    _draw_q_values(figure, below, progress, settings.gamma)
+    _draw_q_values(figure, below, progress, settings.largest_gamma)
     if values is not None:
         draw_value_function(figure, below._replace(left=480, width=225), values)
         draw_policy(figure, below._replace(left=865, width=225), values)

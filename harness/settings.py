@@ -298,7 +298,10 @@ class RunSettings(CommonSettings):
 
     # Those of run.py's settings that this package looks at.
     gamma: float
+    initial_gamma: float
+    gamma_decay_steps: int
     n_step: int
+    one_step: int
     hidden: tuple[int, ...]
     learning_rate: float
     batch_size: int
@@ -316,6 +319,11 @@ class RunSettings(CommonSettings):
     eval_epsilon: float
     log_every: int
     snapshot_every: int
+
+    @property
+    def largest_gamma(self) -> float:
+        """The largest discount factor in the course of the run."""
+        return max(self.gamma, self.initial_gamma) if self.gamma_decay_steps else self.gamma
 
 
 Kind = TypeVar("Kind", bound=RunSettings)
@@ -584,8 +592,10 @@ def check_fit(settings: RunSettings, warn: Callable[[str], object] = lambda line
             f"{widths[0]:,} observed numbers and {widths[-1]:,} actions; at most {MOST_LAYERS - 1} "
             f"layers and {MOST_WEIGHTS:,} weights are supported"
         )
-    # A transition is two observations, an action, a reward and a discount, in float32.
-    gigabytes = settings.buffer_size * (2 * env.observation_size + 3) * 4 / 2**30
+    # A transition is an observation and an action, and for each of its one or two returns the
+    # rewards, another observation and a discount, in float32.
+    width = env.observation_size + 1 + (1 + settings.one_step) * (env.observation_size + 2)
+    gigabytes = settings.buffer_size * width * 4 / 2**30
     free = psutil.virtual_memory().available / 2**30
     if gigabytes > free:
         raise UsageError(

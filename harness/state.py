@@ -16,7 +16,7 @@ from harness.errors import UsageError, usage_error
 from harness.log_folder import snapshot_of
 from harness.whole_files import unseal, write_sealed
 
-VERSION = 5
+VERSION = 6
 NO_OBSERVATIONS = np.zeros((0, 0), np.float32)
 
 

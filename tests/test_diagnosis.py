@@ -41,7 +41,7 @@ def history(command, step=math.inf):
         confirmed_average=-math.inf,
         diagnosis=[],
     )
-    settings = SimpleNamespace(**run["settings"])
+    settings = SimpleNamespace(**run["settings"], largest_gamma=run["settings"]["gamma"])
     return progress, settings, run["threshold"], run["time_limit"]
 
 

@@ -26,7 +26,7 @@ def env():
 def make_batch(rng, reward_scale=1.0):
     """A batch of 64 transitions, a third of them terminated."""
     batch = rng.normal(size=(BATCH, row_width(2))).astype(np.float32)
-    _, actions, rewards, _, discounts = split_columns(batch, 2)
+    _, actions, [(rewards, _, discounts)] = split_columns(batch, 2)
     actions[:] = rng.integers(3, size=BATCH)
     rewards *= reward_scale
     discounts[:] = rng.choice([0.0, 0.99, 0.99], size=BATCH)
@@ -35,7 +35,7 @@ def make_batch(rng, reward_scale=1.0):
 
 def keras_fit(keras_model, target_weights, batch):
     """One fit as the tutorial writes it, with Keras' own predict and fit; returns the loss."""
-    observations, actions, rewards, next_observations, discounts = split_columns(batch, 2)
+    observations, actions, [(rewards, next_observations, discounts)] = split_columns(batch, 2)
     weights = keras_model.get_weights()
     keras_model.set_weights(target_weights)
     ones = np.ones((len(batch), 3), np.float32)
@@ -72,7 +72,7 @@ def test_double_q_values_the_online_networks_choice(tensorflow, env):
     keras_model = run.create_model(env)
     keras_model.run_eagerly, keras_model.jit_compile = True, False
     batch = make_batch(np.random.default_rng(1))
-    observations, actions, rewards, next_observations, discounts = split_columns(batch, 2)
+    observations, actions, [(rewards, next_observations, discounts)] = split_columns(batch, 2)
     weights = np.random.default_rng(2)
     shapes = [weight.shape for weight in keras_model.get_weights()]
     online, target = (
@@ -92,17 +92,36 @@ def test_double_q_values_the_online_networks_choice(tensorflow, env):
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_learning_rate_falls_along_half_a_cosine_and_stays(tensorflow, env):
-    keras_model = run.create_model(
-        env, learning_rate=0.01, learning_rate_decay_steps=8, final_learning_rate=0.002
-    )
+@pytest.mark.parametrize("double_q", [False, True])
+def test_two_returns_of_a_transition_are_fitted_as_their_mean(tensorflow, env, double_q):
+    rng = np.random.default_rng(1)
+    batch = rng.normal(size=(BATCH, row_width(2, True))).astype(np.float32)
+    _, actions, returns = split_columns(batch, 2)
+    actions[:] = rng.integers(3, size=BATCH)
+    for _, _, discounts in returns:
+        discounts[:] = rng.choice([0.0, 0.99], size=BATCH)
+    keras_model = run.create_model(env)
     model, target_model = FlatModel(keras_model, keras_model.optimizer), FlatModel(keras_model)
-    rates = []
-    for _ in range(11):
-        rates.append(float(keras_model.optimizer.learning_rate))
-        run.fit_batch(model, target_model, make_batch(np.random.default_rng(1)))
-    assert rates[::4] == pytest.approx([0.01, 0.006, 0.002], rel=1e-5)
-    assert rates[8:] == pytest.approx([0.002] * 3, rel=1e-5)
+    target_model.set_weights([weight + 0.1 for weight in model.get_weights()])
+    online, target = (relu_network(one.get_weights()) for one in (model, target_model))
+    rows, q_values = np.arange(BATCH), np.zeros(BATCH)
+    for rewards, next_observations, discounts in returns:
+        judge = online if double_q else target
+        chosen = judge(next_observations).argmax(axis=1)
+        q_values += (rewards + discounts * target(next_observations)[rows, chosen]) / 2
+    actual = online(batch[:, :2])[rows, actions.astype(int)]
+    expected = np.mean((q_values - actual) ** 2) / env.n_actions
+    assert float(run.fit_batch(model, target_model, batch, double_q)) == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_epsilon_and_gamma_go_linearly_from_their_first_value_to_their_last():
+    settings = run.Settings(epsilon=0.1, epsilon_decay_steps=100, gamma=0.9, gamma_decay_steps=200)
+    assert [run.epsilon_at(step, settings) for step in (0, 50, 100, 999)] == [1, 0.55, 0.1, 0.1]
+    gammas = [run.gamma_at(step, settings) for step in (0, 100, 200, 999)]
+    assert gammas == pytest.approx([0.998, 0.949, 0.9, 0.9])
+    assert run.gamma_at(0, run.Settings(gamma=0.7)) == 0.7
 
 
 def test_averaged_weights_are_an_exponential_moving_average(tensorflow, env):
@@ -183,7 +202,7 @@ def test_epsilon_is_the_share_of_random_actions(epsilon, low, high):
 
 def exploring_actions(count, max_repeat, epsilon=1.0, n_actions=10**6):
     """The actions of so many steps; action 0 is the greedy one."""
-    settings = SimpleNamespace(epsilon=epsilon, epsilon_decay_steps=0, max_repeat=max_repeat)
+    settings = run.Settings(epsilon=epsilon, max_repeat=max_repeat)
     exploration, q_values = run.Exploration(settings, np.random.default_rng(6)), np.zeros(n_actions)
     return np.array([exploration.action(q_values, step) for step in range(count)])
 

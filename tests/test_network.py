@@ -261,7 +261,7 @@ def test_a_step_of_fit_batch_is_keras_own(tensorflow, env, name):
     rng = np.random.default_rng(2)
     for _ in range(3):
         batch = rng.normal(size=(16, row_width(4))).astype(np.float32)
-        observations, actions, rewards, next_observations, discounts = split_columns(batch, 4)
+        observations, actions, [(rewards, next_observations, discounts)] = split_columns(batch, 4)
         actions[:] = rng.integers(2, size=16)
         next_q_values = q_values_in_keras(ours, next_observations).max(axis=1)
         mask = np.eye(2, dtype=np.float32)[actions.astype(int)]
@@ -581,13 +581,14 @@ def test_inputs_far_from_0_are_fitted_as_scaled_ones(tensorflow, base, bounded, 
     before = q_values()[0]
     for _ in range(20):
         batch = rng.normal(size=(16, row_width(2))).astype(np.float32)
-        columns = split_columns(batch, 2)
-        columns[1][:] = rng.integers(2, size=16)
+        split_columns(batch, 2)[1][:] = rng.integers(2, size=16)
         scaled_batch = batch.copy()
-        for number in 0, 3:
-            seen = observations[rng.integers(300, size=16)]
-            columns[number][:] = seen
-            split_columns(scaled_batch, 2)[number][:] = (seen - centre) / scale
+        seen, seen_next = observations[rng.integers(300, size=(2, 16))]
+        for rows, centred in (batch, 0.0), (scaled_batch, centre):
+            factor = scale if rows is scaled_batch else 1.0
+            its_observations, _, [(_, next_observations, _)] = split_columns(rows, 2)
+            its_observations[:] = (seen - centred) / factor
+            next_observations[:] = (seen_next - centred) / factor
         run.fit_batch(model, target_model, batch)
         run.fit_batch(plain, plain_target, scaled_batch)
     np.testing.assert_allclose(*q_values(), atol=tolerance)

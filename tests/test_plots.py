@@ -172,7 +172,7 @@ def run_of(command="--preset tuned --max-steps 30000 --seed 0", **changes):
         "largest_reward": run["rewards"][1],
         "diagnosis": [],
     }
-    settings = SimpleNamespace(**run["settings"])
+    settings = SimpleNamespace(**run["settings"], largest_gamma=run["settings"]["gamma"])
     return SimpleNamespace(**{**progress, **changes}), settings, make_environment(settings.env)
 
 
@@ -345,7 +345,7 @@ progress = SimpleNamespace(
     step=1000, evaluations=[row], episode_steps=[200], episode_returns=[-200.0], best_step=1000,
     best_average=-200.0, least_reward=-1.0, largest_reward=-1.0, diagnosis=[],
 )
-settings = SimpleNamespace(env="MountainCar-v0", preset="tuned", seed=1, gamma=0.99)
+settings = SimpleNamespace(env="MountainCar-v0", preset="tuned", seed=1, largest_gamma=0.99)
 plots.attempt_picture(plots.draw_run, Path("run.png"), progress, settings, env, q_function)
 changed = dict(set(os.environ.items()) ^ set(before.items()))
 assert set(changed) <= {"PYGAME_HIDE_SUPPORT_PROMPT"}, changed  # gym sets it

@@ -44,7 +44,10 @@ def slow_transition(steps, i, n_step):
 def contents(buffer):
     """The buffer's transitions from the oldest on, as tuples of numbers."""
     order = (np.arange(len(buffer)) - len(buffer) + buffer.next_row) % len(buffer.rows)
-    columns = split_columns(buffer.rows[order], buffer.observations.shape[1])
+    observations, actions, [returns] = split_columns(
+        buffer.rows[order], buffer.observations.shape[1]
+    )
+    columns = (observations, actions, *returns)
     return list(
         zip(*([float(np.ravel(row)[0]) for row in column] for column in columns), strict=True)
     )
@@ -76,17 +79,30 @@ def test_samples_are_copies_of_stored_rows(steps, size, batch_size):
     assert not (buffer.rows == -99).any()
 
 
-def test_each_transition_may_be_stored_with_its_own_reward_alone_too():
-    buffer = ReplayBuffer(10, 1, GAMMA, n_step=3, one_step=True)
-    for step, reward in enumerate((1.0, 2.0, 4.0)):
-        at, then = np.full(1, step), np.full(1, step + 1)
-        buffer.add(at, step, reward, then, terminated=step == 2, truncated=False)
-    own = [(0, 0, 1.0, 1, 0.5), (1, 1, 2.0, 2, 0.5), (2, 2, 4.0, 3, 0.0)]
-    summed = [(0, 0, 1 + 2 / 2 + 4 / 4, 3, 0.0), (1, 1, 2 + 4 / 2, 3, 0.0), own[2]]
-    assert contents(buffer) == own + summed
-    once = ReplayBuffer(10, 1, GAMMA, n_step=1, one_step=True)
-    once.add(np.zeros(1), 0, 1.0, np.ones(1), False, False)
-    assert len(once) == 1
+@given(STEPS, st.integers(1, 25), st.integers(1, 6), st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_a_transitions_own_reward_stands_beside_the_sum(steps, size, n_step, observation_size):
+    both = ReplayBuffer(size, observation_size, GAMMA, n_step, one_step=True)
+    summed = ReplayBuffer(size, observation_size, GAMMA, n_step)
+    fill(both, steps)
+    fill(summed, steps)
+    _, _, [the_sum, own] = split_columns(both.rows, observation_size)
+    assert row_width(observation_size, True) == both.rows.shape[1]
+    assert all(map(np.array_equal, the_sum, summed.returns[0]))
+    assert len(both) == len(summed) and both.next_row == summed.next_row
+    for i, row in enumerate(both.observations[: len(both), 0].astype(int)):
+        _, _, reward, next_observation, discount = slow_transition(steps, row, 1)
+        assert (own[0][i], own[2][i]) == (reward, discount)
+        assert (own[1][i] == next_observation).all()
+
+
+def test_gamma_may_change_and_what_is_stored_keeps_its_own():
+    buffer = ReplayBuffer(9, 1, 0.5, n_step=2)
+    fill(buffer, [(1.0, "")] * 3)
+    buffer.gamma = 0.25
+    fill(buffer, [(1.0, "cut")])
+    assert buffer.rewards[:4].tolist() == [1.5, 1.5, 1.25, 1.0]
+    assert buffer.discounts[:4].tolist() == [0.25, 0.25, 0.0625, 0.25]
 
 
 def test_samples_are_uniform_over_the_whole_ring():

@@ -86,7 +86,7 @@ def test_every_number_of_the_tutorial_is_a_default():
         "eval_every": 20000, "eval_steps": 10000, "eval_epsilon": 0.0, "q_validation_size": 10000,
         "n_step": 1, "initial_epsilon": 1.0, "epsilon_decay_steps": 0, "max_repeat": 1,
         "scale_inputs": 0.0, "ema_momentum": 0.0, "double_q": 0, "one_step": 0,
-        "final_learning_rate": 0.0, "learning_rate_decay_steps": 0,
+        "initial_gamma": 0.998, "gamma_decay_steps": 0,
     }  # fmt: skip
 
 
