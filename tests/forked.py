@@ -19,8 +19,10 @@ FEW = (
     "--eval-every 50 --eval-steps 100 --buffer-size 150 --batch-size 16 --log-every 50 "
     "--q-validation-size 40 --hidden 8,8 --epsilon 0.3 --set max_episode_steps=37"
 )
-EVERYTHING = f"{FEW} --n-step 3 --max-repeat 40 --initial-epsilon 0.9 --epsilon-decay-steps 300"
-EVERYTHING += " --ema-momentum 0.9"
+EVERYTHING = (
+    f"{FEW} --n-step 3 --one-step 1 --double-q 1 --gamma-decay-steps 300 --max-repeat 40 "
+    "--initial-epsilon 0.9 --epsilon-decay-steps 300 --ema-momentum 0.9"
+)
 
 # In MountainCar, each episode lasts as long as it may: no untrained policy reaches the flag.
 EPISODE = 37

@@ -122,6 +122,7 @@ def test_epsilon_and_gamma_go_linearly_from_their_first_value_to_their_last():
     gammas = [run.gamma_at(step, settings) for step in (0, 100, 200, 999)]
     assert gammas == pytest.approx([0.998, 0.949, 0.9, 0.9])
     assert run.gamma_at(0, run.Settings(gamma=0.7)) == 0.7
+    assert (settings.largest_gamma, run.Settings(gamma=0.7).largest_gamma) == (0.998, 0.7)
 
 
 def test_averaged_weights_are_an_exponential_moving_average(tensorflow, env):
