@@ -492,8 +492,9 @@ def training_settings(
     preset = presets[given.get("preset", "tutorial")]
     taken = {name: value for name, value in given.items() if name not in ("model", "train")}
     settings = kind(**_merged(standard, origin, {**preset, **taken}))
-    if "initial_epsilon" in given and not settings.epsilon_decay_steps:
-        raise UsageError("--initial-epsilon does nothing without --epsilon-decay-steps")
+    for name in ("epsilon", "gamma"):
+        if f"initial_{name}" in given and not getattr(settings, f"{name}_decay_steps"):
+            raise UsageError(f"--initial-{name} does nothing without --{name}-decay-steps")
     check_fit(settings, warn)
     return settings
 

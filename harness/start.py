@@ -161,12 +161,15 @@ def run_to_start(given: Given, kind: type[Kind], presets: Presets) -> tuple[Kind
         )
     log(f"Loaded {snapshot.path}")
     tell_differences(settings, origin)
-    if settings.epsilon_decay_steps:
-        log(
-            f"epsilon starts at {settings.initial_epsilon:g} again and falls for "
-            f"{settings.epsilon_decay_steps} steps; --epsilon-decay-steps 0 keeps it at "
-            f"{settings.epsilon:g}"
+    for name in ("epsilon", "gamma"):
+        first, last, steps = (
+            getattr(settings, field) for field in (f"initial_{name}", name, f"{name}_decay_steps")
         )
+        if steps:
+            log(
+                f"{name} starts at {first:g} again and reaches {last:g} after {steps} steps; "
+                f"--{name}-decay-steps 0 keeps it at {last:g}"
+            )
     return settings, snapshot
 
 

@@ -303,7 +303,7 @@ def test_a_goal_of_the_wrong_sign_is_asked_about(decent, capsys):
 def test_the_policy_that_training_starts_from_is_evaluated_too(decent, here, capsys):
     learning = ["--train-start", "10", "--learning-rate", "1", "--eval-steps", "2000"]
     assert run.main([*decent, *learning, "--eval-every", "200", "--initial-epsilon=1",
-                     "--epsilon-decay-steps=100"]) == 0  # fmt: skip
+                     "--epsilon-decay-steps=100", "--gamma-decay-steps=50"]) == 0  # fmt: skip
     rows = (here / "goal-log/evaluations.csv").read_text().splitlines()
     assert rows[1].startswith("0,0,") and rows[-1].startswith("400,")
     assert load_state(here / "goal-log" / STATE_FILE).progress.best_step == 0
@@ -311,7 +311,8 @@ def test_the_policy_that_training_starts_from_is_evaluated_too(decent, here, cap
     assert all(map(np.array_equal, best, DECENT))
     shown = capsys.readouterr().out
     assert "Best episode_return_avg -1" in shown and "at step 0\n" in shown
-    assert "epsilon starts at 1 again and falls for 100 steps" in shown
+    assert "epsilon starts at 1 again and reaches 0.01 after 100 steps" in shown
+    assert "gamma starts at 0.998 again and reaches 0.99 after 50 steps" in shown
 
 
 def test_hparams_show_the_steps_that_a_resumed_run_has(train, here):

@@ -136,6 +136,7 @@ def test_the_help_of_see_has_no_word_about_training():
         (["--batch-size", "65", "--buffer-size", "64"], "--batch-size: expected no more than"),
         (["--train-start", "9", "--n-step", "10"], "--train-start: expected at least"),
         (["--initial-epsilon", "0.5"], "does nothing without --epsilon-decay-steps"),
+        (["--initial-gamma", "0.5"], "does nothing without --gamma-decay-steps"),
         (["--until", "solved"], "expected a number from -1000000000 to 1000000000, not 'solved'"),
         (["--until", "nan"], "expected a number"),
         (["--until", "-110", "--eval-every", "0"], "--until needs evaluations"),
