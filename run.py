@@ -66,11 +66,13 @@ class Settings(RunSettings):
 
     gamma: float = setting(DISCOUNT_FACTOR_GAMMA, 0, 1, "discount factor of future rewards")
     initial_gamma: float = setting(0.998, 0, 1, "gamma at the start of --gamma-decay-steps")
-    gamma_decay_steps: int = setting(0, 0, MANY, "steps over which gamma changes, 0 for none")
+    gamma_decay_steps: int = setting(
+        0, 0, MANY, "steps over which gamma changes, 0 for none; --gamma without this sets 0"
+    )
     learning_rate: float = setting(LEARNING_RATE, 1e-9, 10, "Adam's learning rate")
     double_q: int = setting(0, 0, 1, "1: Double Q-learning, 0: the tutorial's")
     n_step: int = setting(1, 1, 1000, "rewards summed before bootstrapping")
-    one_step: int = setting(0, 0, 1, "1: fit the mean of that and of the one-step return")
+    one_step: int = setting(0, 0, 1, "1: fit the mean of the n-step and the one-step return")
     hidden: tuple[int, ...] = setting((32, 32), 1, 8192, "units of each hidden layer")
     scale_inputs: float = setting(
         0.0,
@@ -82,7 +84,7 @@ class Settings(RunSettings):
     )
     batch_size: int = setting(BATCH_SIZE, 1, 10**6, "transitions fitted at each step")
     target_update_every: int = setting(TARGET_UPDATE_EVERY, 1, MANY, "steps between target updates")
-    epsilon: float = setting(TRAIN_EPSILON, 0, 1, "probability of a random action")
+    epsilon: float = setting(TRAIN_EPSILON, 0, 1, "probability that a random action begins")
     initial_epsilon: float = setting(1.0, 0, 1, "epsilon at the start of --epsilon-decay-steps")
     epsilon_decay_steps: int = setting(0, 0, MANY, "steps over which epsilon falls, 0 for none")
     max_repeat: int = setting(1, 1, MANY, "most steps that one random action lasts")
@@ -202,21 +204,23 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: b
 
     Q(s, a) = r + γ max Q(s', a') over a', with Q(s', ·) from `target_model` (Mnih et al. 2015,
     "Human-level control through deep reinforcement learning", algorithm 1). Where the replay buffer
-    sums n rewards, r is their sum and γ stands for γⁿ. Where it also holds each transition's own
-    reward, Q(s, a) is the mean of both returns: a compound update (Sutton and Barto 2018,
-    "Reinforcement Learning", section 12.1).
+    sums n rewards, r is their discounted sum and γ stands for γⁿ, without a correction for actions
+    that the present policy wouldn't take. Where it also holds each transition's own reward, Q(s, a)
+    is the mean of both returns: a compound update (Sutton and Barto 2018, "Reinforcement Learning",
+    section 12.1).
 
     Args:
         batch: float32 tensor (batch_size, row_width) of ReplayBuffer.sample.
-        double_q: whether a' is the best action by `model`, instead of `target_model`, whose errors
-            would then choose what they overrate (van Hasselt et al. 2016, "Deep Reinforcement
-            Learning with Double Q-learning", equation 4).
+        double_q: whether `model` chooses a', and `target_model` only values it. A network that does
+            both tends to choose the action that it overrates most (van Hasselt et al. 2016, "Deep
+            Reinforcement Learning with Double Q-learning", equation 4).
 
     Returns:
         the loss, a float32 scalar.
     """
     observations, actions, returns = split_columns(batch, model.input_shape[0][-1])
-    # Where a transition has two returns, both are estimated in one go: first all of the one kind.
+    # Where transitions have two returns, both are estimated in one go: first all n-step returns of
+    # the batch, then all one-step returns.
     rewards, next_observations, discounts = (
         tf.concat(column, 0) for column in zip(*returns, strict=True)
     )
@@ -228,9 +232,10 @@ def fit_batch(model: FlatModel, target_model: FlatModel, batch: Any, double_q: b
         next_values = tf.reduce_max(next_q_values, axis=1)
     # The discount of a terminated transition is 0: its next state has no value.
     estimates = rewards + discounts * next_values
-    q_values = tf.reduce_mean(tf.reshape(estimates, (len(returns), -1)), axis=0)
+    # A row for each kind of return again, of which the mean is taken.
+    targets = tf.reduce_mean(tf.reshape(estimates, (len(returns), -1)), axis=0)
     one_hot_actions = tf.one_hot(tf.cast(actions, tf.int32), model.output_shape[-1])
-    return model.fit([observations, one_hot_actions], one_hot_actions * q_values[:, None])
+    return model.fit([observations, one_hot_actions], one_hot_actions * targets[:, None])
 
 
 def compile_fit_and_predict(
@@ -278,6 +283,7 @@ def gamma_at(step: int, settings: Settings) -> float:
 
 
 def _between(first: float, last: float, step: int, steps: int) -> float:
+    """What falls or rises linearly from `first` to `last` in `steps`, and then stays."""
     return last if step >= steps else last + (1 - step / steps) * (first - last)
 
 
@@ -499,7 +505,7 @@ def train(
 
             action = exploration.action(q_values, step)
             next_observation, reward, terminated, truncated, _ = env.step(action)
-            replay_buffer.gamma = gamma_at(step, settings)
+            replay_buffer.gamma = gamma_at(step, settings)  # of the returns that are stored now
             replay_buffer.add(observation, action, reward, next_observation, terminated, truncated)
             observation, episode_ended = next_observation, terminated or truncated
 
@@ -538,9 +544,9 @@ def play(
     """Play a snapshot's policy, in a window, as pictures or in numbers; return the returns.
 
     Args:
-        trained: settings of the policy's run, for `create_model`, which must make its network
-            where that isn't a chain of Dense layers.
-        stop: it ends when its `number` is set.
+        trained: settings of the policy's run. `create_model` makes its network with them, unless
+            that is a chain of Dense layers.
+        stop: a StopSignal; playing ends when it has received a signal.
     """
     with watching(settings, stop) as (env, watcher):
         make_model = partial(make_network, env, trained or Settings())
