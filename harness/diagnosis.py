@@ -146,7 +146,7 @@ def _calmer(run: Progress, settings: RunSettings) -> str:
         return f"--target-update-every {max(400, 10 * settings.target_update_every)}"
     if largest > 10:
         return f"{rate}, or an environment whose rewards are divided by {largest:g}"
-    if settings.gamma > USUAL_GAMMA:
+    if settings.largest_gamma > USUAL_GAMMA:
         return f"{rate}, or --gamma {USUAL_GAMMA}"
     return f"{rate}, or --target-update-every {4 * settings.target_update_every}"
 
@@ -253,7 +253,7 @@ def fell_back(run: Progress, settings: RunSettings) -> str | None:
     if gained < FALLEN * (high - low) or max(last) >= worst + FALLEN * gained:
         return None
     cures = [f"--learning-rate {_lower(settings.learning_rate)}"]
-    if settings.gamma > USUAL_GAMMA:
+    if settings.largest_gamma > USUAL_GAMMA:
         cures.insert(0, f"--gamma {USUAL_GAMMA}")
     if not settings.ema_momentum:
         cures.insert(0, "--ema-momentum 0.999")

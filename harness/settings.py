@@ -491,10 +491,12 @@ def training_settings(
         origin = {name: value for name, value in origin.items() if name in OF_THE_WEIGHTS}
     preset = presets[given.get("preset", "tutorial")]
     taken = {name: value for name, value in given.items() if name not in ("model", "train")}
+    if "gamma" in given and not {"initial_gamma", "gamma_decay_steps"} & given.keys():
+        taken["gamma_decay_steps"] = 0  # the preset's or the snapshot's would begin with another
     settings = kind(**_merged(standard, origin, {**preset, **taken}))
     for name in ("epsilon", "gamma"):
         if f"initial_{name}" in given and not getattr(settings, f"{name}_decay_steps"):
-            raise UsageError(f"--initial-{name} does nothing without --{name}-decay-steps")
+            raise UsageError(f"--initial-{name} does nothing while --{name}-decay-steps is 0")
     check_fit(settings, warn)
     return settings
 
@@ -609,10 +611,11 @@ def check_fit(settings: RunSettings, warn: Callable[[str], object] = lambda line
             f"ends at step {settings.max_steps}"
         )
     threshold = env.reward_threshold
-    if settings.until is not None and threshold is not None and settings.until > 0 > threshold:
+    if settings.until is not None and threshold is not None and settings.until * threshold < 0:
+        where = "out of reach" if settings.until > threshold else "too easily reached"
         warn(
-            f"--until {settings.until:g} is out of reach: {settings.env} is solved at "
-            f"{threshold:g}; did you mean --until -{settings.until:g}?"
+            f"--until {settings.until:g} is {where}: {settings.env} is solved at {threshold:g}; "
+            f"did you mean --until {threshold:g}?"
         )
 
 

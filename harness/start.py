@@ -167,7 +167,7 @@ def run_to_start(given: Given, kind: type[Kind], presets: Presets) -> tuple[Kind
         )
         if steps:
             log(
-                f"{name} starts at {first:g} again and reaches {last:g} after {steps} steps; "
+                f"{name} starts at {first:g} and reaches {last:g} after {steps} steps; "
                 f"--{name}-decay-steps 0 keeps it at {last:g}"
             )
     return settings, snapshot
@@ -188,10 +188,11 @@ def run_to_resume(given: Given, kind: type[Kind]) -> Iterator[Resumed[Kind]]:
         state = load_state(folder / STATE_FILE)
         settings = resumed_settings(kind, given, state.settings, warn)
         progress = state.progress
-        if progress.step >= settings.max_steps or progress.reached(settings.until):
+        reached = progress.reached(settings.until)
+        if progress.step >= settings.max_steps or reached:
             raise UsageError(
                 f"--resume: the run is finished at step {min(progress.step, settings.max_steps)}; "
-                "raise --max-steps or --until to continue it"
+                f"raise {'--until' if reached else '--max-steps'} to continue it"
             )
         yield Resumed(settings, folder, state)
 

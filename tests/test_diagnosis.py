@@ -214,7 +214,7 @@ def test_values_may_be_a_little_beyond_or_on_their_way_back(q_values, blamed):
         ({"learning_rate": 0.05}, "--learning-rate 0.001"),
         ({"learning_rate": 0.004}, "--learning-rate 0.001"),
         ({"target_update_every": 10}, "--target-update-every 400"),
-        ({"gamma": 0.998}, "--learning-rate 0.0003, or --gamma 0.99"),
+        ({"largest_gamma": 0.998}, "--learning-rate 0.0003, or --gamma 0.99"),
         (
             {"least_reward": -300.0},
             "--learning-rate 0.0003, or an environment whose rewards are divided by 300",
@@ -304,7 +304,11 @@ def test_a_fall_far_below_the_beginning_is_one_however_deep():
     averages = (-200, 250, -600, -7000, -13000, -9000)
     found = {"episode_steps": [500, 9000, 25000], "episode_returns": [-400.0, 250.0, -20000.0]}
     run = short(
-        evaluations=evaluations(*averages), step=30000, gamma=0.998, ema_momentum=0.9, **found
+        evaluations=evaluations(*averages),
+        step=30000,
+        largest_gamma=0.998,
+        ema_momentum=0.9,
+        **found,
     )
     line = diagnosis.fell_back(*run[:2])
     assert line.startswith("the policy fell back: episode_return_avg was 250.0 at step 10000")

@@ -44,7 +44,7 @@ def rewrite(path, change):
 
 def test_a_finished_run_is_not_resumed(folder, refused):
     equal = "--seed", "1", "--hidden", "8,8", "--env", "MountainCar-v0", "--n-step", "3"
-    finished = "the run is finished at step 400; raise --max-steps or --until to continue it"
+    finished = "the run is finished at step 400; raise --max-steps to continue it"
     for flags in ((), equal):
         assert finished in refused("--resume", folder, *flags)
 

@@ -295,9 +295,25 @@ def test_what_fresh_episodes_confirm_ends_the_run(decent, here, capsys):
 
 
 def test_a_goal_of_the_wrong_sign_is_asked_about(decent, capsys):
-    assert run.main([*decent, "--until", "110"]) == 0
-    warning = "warning: --until 110 is out of reach: MountainCar-v0 is solved at -110; did you mean"
+    assert run.main([*decent, "--until", "115"]) == 0
+    warning = "warning: --until 115 is out of reach: MountainCar-v0 is solved at -110; did you mean"
     assert f"{warning} --until -110?\n" in capsys.readouterr().out
+    lines = []
+    given = {"env": "CartPole-v1", "until": -110.0}
+    training_settings(run.Settings, given, run.PRESETS, None, lines.append)
+    warning = "--until -110 is too easily reached: CartPole-v1 is solved at 475; did you mean"
+    assert lines == [f"{warning} --until 475?"]
+
+
+def test_gamma_alone_is_the_discount_factor_of_the_whole_run():
+    def chosen(**given):
+        settings = training_settings(run.Settings, {"preset": "tuned", **given}, run.PRESETS)
+        return settings.gamma_decay_steps, settings.largest_gamma
+
+    assert chosen() == (100000, 0.998)
+    assert chosen(gamma=0.9) == (0, 0.9)
+    assert chosen(gamma=0.9, gamma_decay_steps=500) == (500, 0.998)
+    assert chosen(gamma=0.9, initial_gamma=0.95) == (100000, 0.95)
 
 
 def test_the_policy_that_training_starts_from_is_evaluated_too(decent, here, capsys):
@@ -311,8 +327,8 @@ def test_the_policy_that_training_starts_from_is_evaluated_too(decent, here, cap
     assert all(map(np.array_equal, best, DECENT))
     shown = capsys.readouterr().out
     assert "Best episode_return_avg -1" in shown and "at step 0\n" in shown
-    assert "epsilon starts at 1 again and reaches 0.01 after 100 steps" in shown
-    assert "gamma starts at 0.998 again and reaches 0.99 after 50 steps" in shown
+    assert "epsilon starts at 1 and reaches 0.01 after 100 steps" in shown
+    assert "gamma starts at 0.998 and reaches 0.99 after 50 steps" in shown
 
 
 def test_hparams_show_the_steps_that_a_resumed_run_has(train, here):
@@ -347,7 +363,8 @@ def test_a_run_ends_as_finished_at_the_first_evaluation_that_reaches_until(train
     assert run.main(["--resume", "part-log", "--max-steps", "2000"]) == 0
     resumed = load_state(here / "part-log" / STATE_FILE).progress
     assert resumed.step == state.step
-    assert run.main(["--resume", "part-log", "--max-steps", "2500"]) == 2  # it is finished
+    assert run.main(["--resume", "part-log", "--max-steps", "2500"]) == 2
+    assert "; raise --until to continue it\n" in capsys.readouterr().err
     assert run.main(["--resume", "part-log", "--max-steps", "1300", "--until", "2"]) == 0
     assert 1300 <= load_state(here / "part-log" / STATE_FILE).progress.step < 1320
 
