@@ -24,7 +24,7 @@ from replay_buffer import row_width, split_columns
 
 DOCUMENT = (ROOT / "docs/exercises.md").read_text()
 PLAIN, ACTIVATION, SHORTCUTS, DUELING, DOUBLE, HUBER, DECAY, SHAPING, NO_TARGET = range(9)
-EXERCISES = range(1, 9)
+CHANGES = [ACTIVATION, SHORTCUTS, DUELING, HUBER, DECAY, SHAPING, NO_TARGET]  # of the program
 FEW = (
     "--seed 1 --max-steps 200 --train-start 60 --eval-every 100 --eval-steps 100 "
     "--buffer-size 150 --batch-size 16 --q-validation-size 40 --epsilon 0.3 "
@@ -78,11 +78,11 @@ def trained(copy_of, tmp_path_factory):
     place, snapshots = tmp_path_factory.mktemp("trained"), {}
     (place / "shaped.py").write_text(*blocks(SHAPING, "python"))
 
-    def trained(exercise, target_update_every=40, double_q=0):
-        key = exercise, target_update_every, double_q
+    def trained(exercise, target_update_every=40):
+        key = exercise, target_update_every
         if key not in snapshots:
-            name = "exercise-{}-{}-{}".format(*key)
-            flags = [*FEW.split(), "--name", name, "--double-q", str(double_q)]
+            name = "exercise-{}-{}".format(*key)
+            flags = [*FEW.split(), "--name", name]
             flags += ["--target-update-every", str(target_update_every)]
             if exercise == SHAPING:
                 flags += ["--env", "shaped:Shaped-v0"]
@@ -104,7 +104,7 @@ def description(path):
     return read_snapshot(read_content(path)).config
 
 
-@pytest.mark.parametrize("exercise", EXERCISES)
+@pytest.mark.parametrize("exercise", CHANGES)
 def test_each_change_trains_something_else_and_is_played(exercise, copy_of, trained, capsys):
     assert not np.array_equal(flat(trained(exercise)), flat(trained(PLAIN)))
     capsys.readouterr()
@@ -146,7 +146,7 @@ def test_advantages_are_relative_to_their_mean(copy_of):
     assert np.mean(model(inputs)) == pytest.approx(float(value(inputs)[0, 0]), abs=1e-5)
 
 
-@pytest.mark.parametrize("exercise", [PLAIN, DOUBLE, HUBER, NO_TARGET])
+@pytest.mark.parametrize("exercise", [PLAIN, HUBER, NO_TARGET])
 def test_fit_batch_computes_the_loss_of_the_exercise(exercise, copy_of):
     module = copy_of(exercise)
     keras_model = module.create_model(CAR, hidden=(8,))
@@ -160,11 +160,7 @@ def test_fit_batch_computes_the_loss_of_the_exercise(exercise, copy_of):
     observations, actions, [(rewards, next_observations, discounts)] = split_columns(batch, 2)
     actions[:] = rng.integers(3, size=64)
     q_of, target_q_of = relu_network(weights), relu_network(target_weights)
-    if exercise == DOUBLE:
-        chosen = q_of(next_observations).argmax(axis=1)
-        next_values = target_q_of(next_observations)[np.arange(64), chosen]
-    else:
-        next_values = (q_of if exercise == NO_TARGET else target_q_of)(next_observations).max(1)
+    next_values = (q_of if exercise == NO_TARGET else target_q_of)(next_observations).max(1)
     q_values = q_of(observations)[np.arange(64), actions.astype(int)]
     errors = abs(q_values - rewards - discounts * next_values)
     squares = errors**2
@@ -186,10 +182,6 @@ def test_the_learning_rate_falls_along_half_a_cosine(copy_of):
 
 def test_without_a_target_network_is_a_target_that_is_renewed_at_each_step(trained):
     assert (flat(trained(NO_TARGET)) == flat(trained(PLAIN, target_update_every=1))).all()
-
-
-def test_double_q_learning_in_the_other_branch_is_that_of_the_flag(trained):
-    assert (flat(trained(DOUBLE)) == flat(trained(PLAIN, double_q=1))).all()
 
 
 def test_the_shaped_rewards_add_up_to_the_true_ones_and_a_difference(tmp_path, monkeypatch):
