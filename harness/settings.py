@@ -337,7 +337,9 @@ def flags_of(*kinds: type[Any], presets: Presets | None = None) -> dict[str, Fla
     flags: dict[str, Flag] = {}
     for kind in kinds:
         hints = typing.get_type_hints(kind)
-        for field in dataclasses.fields(kind):
+        # In the order of run.py's Settings, also those that RunSettings names without a value.
+        order = {name: number for number, name in enumerate(kind.__annotations__)}
+        for field in sorted(dataclasses.fields(kind), key=lambda field: order.get(field.name, -1)):
             described = dict(field.metadata)
             if not described:
                 raise UsageError(

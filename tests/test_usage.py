@@ -102,6 +102,7 @@ def test_help_answers_without_tensorflow_and_names_every_flag():
     text, modules = help_of("run")
     assert not {"tensorflow", "keras", "gym", "matplotlib", "ray"} & modules
     text = " ".join(text.split())
+    assert list(FLAGS)[-len(run.Settings.__annotations__) :] == list(run.Settings.__annotations__)
     for name, flag in FLAGS.items():
         assert f"{flag_name(name)} " in text
         if name in NUMBERS and flag.default is not None:
