@@ -80,7 +80,7 @@ class Settings(RunSettings):
         1000,
         "the first layer starts out as if each observed number were centred, scaled by its "
         "bounds and multiplied by this; 0: unchanged",
-        LEARNING - {"continue"},
+        LEARNING - {"continue"},  # weights that are trained further have started out
     )
     batch_size: int = setting(BATCH_SIZE, 1, 10**6, "transitions fitted at each step")
     target_update_every: int = setting(TARGET_UPDATE_EVERY, 1, MANY, "steps between target updates")
@@ -500,6 +500,7 @@ def train(
                 progress.episode += 1
                 observation, _ = env.reset(seed=draw_seed(rng))
                 exploration.begin_episode()
+                # Training plays the weights of now; evaluations play their running average.
                 q_function = q_function_of(model.get_weights())
                 q_values = q_function(observation)
 
