@@ -80,7 +80,7 @@ class Settings(RunSettings):
         1000,
         "the first layer starts out as if each observed number were centred, scaled by its "
         "bounds and multiplied by this; 0: unchanged",
-        LEARNING - {"continue"},  # weights that are trained further have started out
+        LEARNING - {"continue"},  # weights that are trained further stay as they are
     )
     batch_size: int = setting(BATCH_SIZE, 1, 10**6, "transitions fitted at each step")
     target_update_every: int = setting(TARGET_UPDATE_EVERY, 1, MANY, "steps between target updates")
